@@ -1,0 +1,100 @@
+"""From scores and p-values over rounds to actions: keep, downweight or drop, with a reputation.
+
+History can only make a client more suspicious. A newcomer has no credit and a client with a
+clean record gains none, so that fresh identities (Sybils) and patience buy an attacker nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from fl_shield.types import Action, Floats
+
+Mode = Literal["monitor", "filter", "downweight"]
+MODES: tuple[Mode, ...] = ("monitor", "filter", "downweight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the policy wants done with one update, and why."""
+
+    action: Action
+    weight: float
+    reputation: float
+    reason: str
+
+
+def log_odds(score: Floats | float, limit: float = 8.0) -> Floats:
+    """Natural log-odds of scores in [0, 1], clipped to ``[-limit, limit]``."""
+    clipped = np.clip(score, 1e-12, 1 - 1e-12)
+    return np.clip(np.log(clipped) - np.log1p(-clipped), -limit, limit)
+
+
+@dataclass(kw_only=True)
+class Policy:
+    """Decides on each update of a round and remembers how suspicious each client has been.
+
+    An update is suspicious when its p-value is within the budget *and* its posterior, the
+    detector's log-odds raised by the client's own suspicious past, is at least one half.
+    The first condition bounds the share of benign updates dropped; the second asks the
+    detector itself.
+
+    Parameters
+    ----------
+    mode : {"monitor", "filter", "downweight"}
+        ``monitor`` decides like ``filter``; whoever applies the decision does not.
+    fpr_budget : float
+        Largest share of benign updates that may be dropped, in (0, 1).
+    memory : float
+        How much of a client's past suspicion is carried to its next round, in [0, 1).
+
+    Examples
+    --------
+    >>> policy = Policy(fpr_budget=0.05)
+    >>> [d.action.value for d in policy.decide(["a", "b"], [0.1, 0.99], [0.6, 0.01])]
+    ['keep', 'drop']
+    """
+
+    mode: Mode = "filter"
+    fpr_budget: float = 0.05
+    memory: float = 0.5
+    suspicion_: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        if not 0 < self.fpr_budget < 1:
+            raise ValueError(f"fpr_budget must be in (0, 1), got {self.fpr_budget}")
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"memory must be in [0, 1), got {self.memory}")
+
+    def decide(
+        self, client_ids: Sequence[str], scores: Sequence[float], p_values: Sequence[float]
+    ) -> list[Decision]:
+        """Decide on one round, clients in the order given, and remember it."""
+        rows = zip(client_ids, scores, p_values, strict=True)
+        return [self._decide(client, float(s), float(p)) for client, s, p in rows]
+
+    def reputation(self, client_id: str) -> float:
+        """Trust in a client, in (0, 1]: 1 without a suspicious past."""
+        return float(np.exp(-self.suspicion_.get(client_id, 0.0)))
+
+    def _decide(self, client_id: str, score: float, p_value: float) -> Decision:
+        past = self.suspicion_.get(client_id, 0.0)
+        posterior = float(log_odds(score)) + past
+        suspicious = p_value <= self.fpr_budget and posterior >= 0
+        self.suspicion_[client_id] = self.memory * past + (min(posterior, 4.0) if suspicious else 0)
+        reputation = self.reputation(client_id)
+        if not suspicious:
+            return Decision(action=Action.KEEP, weight=1.0, reputation=reputation, reason="")
+        reason = f"p = {p_value:.3g} <= {self.fpr_budget:g}, score {score:.3f}"
+        if past > 0.05:
+            reason += f", suspicious before (reputation was {np.exp(-past):.2f})"
+        if self.mode == "downweight":
+            weight = 1 / (1 + float(np.exp(2 * posterior)))
+            return Decision(
+                action=Action.DOWNWEIGHT, weight=weight, reputation=reputation, reason=reason
+            )
+        return Decision(action=Action.DROP, weight=0.0, reputation=reputation, reason=reason)

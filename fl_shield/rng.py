@@ -1,0 +1,44 @@
+"""One integer becomes named, independent streams of random numbers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def streams(seed: int, names: Sequence[str]) -> dict[str, np.random.Generator]:
+    """Independent generators, one a name, all derived from one seed.
+
+    Parameters
+    ----------
+    seed : int
+        Any non-negative integer.
+    names : sequence of str
+        The streams; their order matters, so append new names at the end.
+
+    Examples
+    --------
+    >>> a, b = streams(0, ["clients", "attack"]).values()
+    >>> bool(a.random() != b.random())
+    True
+    """
+    children = np.random.SeedSequence(seed).spawn(len(names))
+    return dict(zip(names, map(np.random.default_rng, children), strict=True))
+
+
+def keyed(seed: int, *key: int) -> np.random.Generator:
+    """Generator for one cell of a grid, such as (round, client), independent of every other cell.
+
+    Examples
+    --------
+    >>> bool(keyed(0, 3, 1).random() == keyed(0, 3, 1).random())
+    True
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def torch_generator(rng: np.random.Generator) -> torch.Generator:
+    """Torch generator (CPU) seeded from the next 63 bits of a numpy one."""
+    generator = torch.Generator()
+    generator.manual_seed(int(rng.integers(0, 2**63 - 1)))
+    return generator

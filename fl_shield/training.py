@@ -1,0 +1,107 @@
+"""Local SGD on one owner's examples, and the way between a model and its named arrays."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fl_shield.rng import torch_generator
+from fl_shield.types import Arrays, Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a client trains on its own examples.
+
+    Examples
+    --------
+    >>> TrainingConfig(n_epochs=2, lr=0.1).batch_size
+    32
+    """
+
+    n_epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    """Largest gradient norm of one step; 0 = no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.n_epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"n_epochs and batch_size must be >= 1, got {self.n_epochs} and {self.batch_size}"
+            )
+        if self.lr <= 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
+
+
+def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
+    """Copy a model's state into named arrays, in the order of its state dict."""
+    return {name: t.detach().cpu().numpy().copy() for name, t in model.state_dict().items()}
+
+
+def set_arrays(model: nn.Module, arrays: Arrays) -> nn.Module:
+    """Copy named arrays into a model and return it; names and shapes must match exactly."""
+    model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+    return model
+
+
+def train(
+    model: nn.Module, samples: Samples, config: TrainingConfig, rng: np.random.Generator
+) -> float:
+    """Train a model in place by SGD on cross-entropy.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps inputs ``(n, ...)`` to logits ``(n, n_classes)``.
+    samples : Samples
+        At least one example.
+    config : TrainingConfig
+        Epochs, batches, rates.
+    rng : numpy.random.Generator
+        Orders the batches.
+
+    Returns
+    -------
+    float
+        Mean loss of the last epoch.
+    """
+    x, y = torch.from_numpy(samples.x), torch.from_numpy(samples.y)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    generator = torch_generator(rng)
+    model.train()
+    total = 0.0
+    for _ in range(config.n_epochs):
+        total = 0.0
+        for batch in torch.randperm(len(y), generator=generator).split(config.batch_size):
+            optimiser.zero_grad()
+            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            if config.clip_norm > 0:
+                nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+            optimiser.step()
+            total += float(loss.detach()) * len(batch)
+    return total / max(len(y), 1)
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, x: NDArray[Any], batch_size: int = 512) -> torch.Tensor:
+    """Logits ``(n, n_classes)`` of inputs ``(n, ...)`` in eval mode, without gradients."""
+    was_training = model.training
+    model.eval()
+    parts = [model(batch) for batch in torch.from_numpy(x).split(batch_size)]
+    model.train(was_training)
+    return torch.cat(parts)
+
+
+def accuracy(model: nn.Module, samples: Samples) -> float:
+    """Share of examples classified as labelled, in [0, 1]."""
+    return float((logits_of(model, samples.x).argmax(1).numpy() == samples.y).mean())

@@ -1,0 +1,1 @@
+"""Simulated federations: data sets, victims, attacks, engines, one description of an experiment."""
