@@ -1,4 +1,4 @@
-"""Every error that fl_shield raises on purpose; each message names the value, the rule and the remedy.
+"""Every error that fl_shield raises on purpose: value, rule and remedy in each message.
 
 The tree::
 

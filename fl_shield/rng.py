@@ -27,7 +27,7 @@ def streams(seed: int, names: Sequence[str]) -> dict[str, np.random.Generator]:
 
 
 def keyed(seed: int, *key: int) -> np.random.Generator:
-    """Generator for one cell of a grid, such as (round, client), independent of every other cell.
+    """Independent generator for one cell of a grid, such as (round, client).
 
     Examples
     --------

@@ -204,7 +204,7 @@ class RoundRecord:
 
 
 class AuditSink(Protocol):
-    """Where the shield writes its decisions; :class:`fl_shield.audit.AuditStore` is the one we ship."""
+    """Where the shield writes its decisions, such as :class:`fl_shield.audit.AuditStore`."""
 
     def start_run(self, settings: Mapping[str, Any]) -> str:
         """Open a run and return its id."""
@@ -274,7 +274,7 @@ class ActivationReport:
 
 
 class Attack(Protocol):
-    """What a malicious client uploads instead of an honest update: a pure function of its context."""
+    """What a malicious client uploads: a pure function of its context."""
 
     def __call__(self, context: AttackContext) -> dict[str, NDArray[Any]]:
         """Return the arrays to upload: names, shapes and dtypes of the global model."""
