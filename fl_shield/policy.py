@@ -29,7 +29,8 @@ class Decision:
 def log_odds(score: Floats | float, limit: float = 8.0) -> Floats:
     """Natural log-odds of scores in [0, 1], clipped to ``[-limit, limit]``."""
     clipped = np.clip(score, 1e-12, 1 - 1e-12)
-    return np.clip(np.log(clipped) - np.log1p(-clipped), -limit, limit)
+    odds: Floats = np.asarray(np.log(clipped) - np.log1p(-clipped))
+    return odds.clip(-limit, limit)
 
 
 @dataclass(kw_only=True)

@@ -81,7 +81,7 @@ def train(
     total = 0.0
     for _ in range(config.n_epochs):
         total = 0.0
-        for batch in torch.randperm(len(y), generator=generator).split(config.batch_size):
+        for batch in torch.split(torch.randperm(len(y), generator=generator), config.batch_size):
             optimiser.zero_grad()
             loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ def logits_of(model: nn.Module, x: NDArray[Any], batch_size: int = 512) -> torch
     """Logits ``(n, n_classes)`` of inputs ``(n, ...)`` in eval mode, without gradients."""
     was_training = model.training
     model.eval()
-    parts = [model(batch) for batch in torch.from_numpy(x).split(batch_size)]
+    parts = [model(batch) for batch in torch.split(torch.from_numpy(x), batch_size)]
     model.train(was_training)
     return torch.cat(parts)
 
