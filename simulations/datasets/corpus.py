@@ -1,0 +1,90 @@
+"""A data set before it is federated: owners with examples of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fl_shield.errors import DatasetError
+from fl_shield.types import Samples
+
+MIN_EXAMPLES = 20
+"""Owners with fewer training examples than this, or without a test example, are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """One writer or role, split into training and test examples.
+
+    Attributes
+    ----------
+    name : str
+        As the source calls the owner.
+    train, test : Samples
+        This owner's examples.
+    """
+
+    name: str
+    train: Samples
+    test: Samples
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is enough to make a client of this owner."""
+        return len(self.train) >= MIN_EXAMPLES and len(self.test) >= 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Examples by owner.
+
+    Attributes
+    ----------
+    name, kind, n_classes, vocabulary
+        As in :class:`~fl_shield.simulations.datasets.federated_data.FederatedData`.
+    owners : tuple of Owner
+        In drawn order: the first ones become the clients of a natural partition.
+    natural : bool
+        Whether the owners are real ones (writers, roles) and not one common pool.
+    """
+
+    name: str
+    kind: str
+    n_classes: int
+    owners: tuple[Owner, ...]
+    vocabulary: str = ""
+    natural: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What :func:`~fl_shield.simulations.datasets.load` asks a source for.
+
+    Attributes
+    ----------
+    n_owners : int
+        Usable owners wanted: clients and a reserve for the server; a source may give fewer.
+    seed : int
+        Seed of the draw (and of generated data).
+    data_dir : Path, optional
+        Where the user's files are; None = fetch, where the data set can be fetched.
+    """
+
+    n_owners: int
+    seed: int = 0
+    data_dir: Path | None = None
+
+
+def missing(name: str, where: Path | str, why: str = "was not found") -> DatasetError:
+    """Error that names the three ways to get a data set.
+
+    Examples
+    --------
+    >>> str(missing("femnist", "here")).startswith("femnist was not found in here: ")
+    True
+    """
+    return DatasetError(
+        f"{name} {why} in {where}: point --data-dir at LEAF's json (train/*.json and "
+        f"test/*.json, also .gz), point it at an npz file (x, y, owner, split), or leave it out on "
+        f"a machine with a network to fetch flwrlabs/{name} through flwr-datasets"
+    )
