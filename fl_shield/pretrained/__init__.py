@@ -1,1 +1,1 @@
-"""TBD."""
+"""The shipped detector and its model card."""

@@ -1,0 +1,243 @@
+"""Views of inputs: what a model's layers say, read through forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fl_shield.profile import STATISTICS
+from fl_shield.types import Floats, View
+
+Layers = Sequence[str] | Literal["auto"]
+
+
+def find_layers(model: nn.Module, n_layers: int = 3) -> tuple[str, ...]:
+    """Names of the modules worth watching, the head last.
+
+    The head is the last ``nn.Linear`` in the order of ``named_modules``; its *input* is the
+    penultimate activation. Beside it the last modules with parameters of their own before it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network that has at least one module with parameters.
+    n_layers : int
+        How many names to give at most, the head included.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> find_layers(net)
+    ('0', '2')
+    """
+    names = [n for n, module in model.named_modules() if n and _is_layer(module)]
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no module with parameters below it; "
+            "name the layers yourself: layers=[...]"
+        )
+    modules = dict(model.named_modules())
+    linear = [n for n in names if isinstance(modules[n], nn.Linear)]
+    head = linear[-1] if linear else names[-1]
+    earlier = [n for n in names[: names.index(head)] if not _is_norm(modules[n])]
+    return (*earlier[max(0, len(earlier) - n_layers + 1) :], head)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    own = any(True for _ in module.parameters(recurse=False))
+    return own and not isinstance(module, nn.Embedding)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    norms = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return isinstance(module, norms)
+
+
+def pooled(activation: Tensor) -> Tensor:
+    """One row an input: spatial means of (n, c, h, w), last step of (n, length, d), else flat.
+
+    Examples
+    --------
+    >>> pooled(torch.ones(2, 3, 4, 4)).shape
+    torch.Size([2, 3])
+    """
+    if activation.ndim >= 4:
+        return activation.flatten(2).mean(-1)
+    if activation.ndim == 3:
+        return activation[:, -1]
+    return activation.flatten(1) if activation.ndim > 1 else activation[:, None]
+
+
+@contextmanager
+def watching(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect pooled activations while the model runs: outputs of layers, the last one's input.
+
+    Yields
+    ------
+    dict of str to (n, d) tensor
+        Filled by each forward pass and overwritten by the next one.
+    """
+    modules = dict(model.named_modules())
+    unknown = [name for name in layers if name not in modules]
+    if unknown:
+        raise ValueError(
+            f"no layer named {unknown[0]!r} in {type(model).__name__}; "
+            f"known layers: {', '.join(n for n in modules if n)}"
+        )
+    seen: dict[str, Tensor] = {}
+
+    def keep_output(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            seen[name] = pooled(first.detach())
+
+        return hook
+
+    def keep_input(_module: nn.Module, inputs: Any) -> None:
+        seen[layers[-1]] = pooled(inputs[0].detach())
+
+    handles = [modules[name].register_forward_hook(keep_output(name)) for name in layers[:-1]]
+    handles.append(modules[layers[-1]].register_forward_pre_hook(keep_input))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def activations_of(
+    model: nn.Module, x: NDArray[Any], layers: Sequence[str], batch_size: int = 512
+) -> tuple[dict[str, Floats], Floats]:
+    """Pooled activations by layer, each (n, d), and logits (n, n_classes), in eval mode."""
+    was_training = model.training
+    model.eval()
+    rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+    logits: list[Tensor] = []
+    with watching(model, layers) as seen:
+        for batch in torch.split(torch.from_numpy(x), batch_size):
+            logits.append(model(batch).float())
+            for name in layers:
+                rows[name].append(seen[name].float())
+    model.train(was_training)
+    return {name: torch.cat(parts).numpy() for name, parts in rows.items()}, torch.cat(
+        logits
+    ).numpy()
+
+
+def activation_views(
+    model: nn.Module, x: NDArray[Any], clean: NDArray[Any], layers: Layers = "auto"
+) -> list[View]:
+    """One view for each watched layer: inputs beside clean inputs of the same model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps inputs to logits (n, n_classes).
+    x, clean : arrays
+        Inputs to judge (n, ...) and clean references (m, ...), m >= 3.
+    layers : sequence of str, or "auto"
+        Module names, the head last; ``auto`` asks :func:`find_layers`.
+    """
+    names = find_layers(model) if isinstance(layers, str) else tuple(layers)
+    points, logits = activations_of(model, x, names)
+    references, clean_logits = activations_of(model, clean, names)
+    head = _head_weight(model, names[-1])
+    own, beside = points[names[-1]], references[names[-1]]
+    bounds = (beside.min(0), beside.max(0))
+    statistics = logit_statistics(logits, own, head, bounds)
+    clean_statistics = logit_statistics(clean_logits, beside, head, bounds)
+    depths = np.linspace(1 / len(names), 1, len(names))
+    return [
+        View(
+            name=f"layer:{name}",
+            points=points[name],
+            references=references[name],
+            statistics=statistics,
+            reference_statistics=clean_statistics,
+            kind="activation",
+            depth=float(depth),
+        )
+        for name, depth in zip(names, depths, strict=True)
+    ]
+
+
+def _head_weight(model: nn.Module, name: str) -> Floats | None:
+    module = dict(model.named_modules())[name]
+    if not isinstance(module, nn.Linear):
+        return None
+    weight: Floats = module.weight.detach().cpu().float().numpy()
+    return weight
+
+
+def logit_statistics(
+    logits: Floats,
+    activation: Floats | None = None,
+    head: Floats | None = None,
+    bounds: tuple[Floats, Floats] | None = None,
+) -> Floats:
+    """Scalars of each input that its logits and the head's rows tell, by slot.
+
+    Parameters
+    ----------
+    logits : (n, n_classes) float array
+    activation : (n, d) float array, optional
+        Penultimate activations.
+    head : (n_classes, d) float array, optional
+        The head's weight.
+    bounds : pair of (d,) float arrays, optional
+        Range of the references' activations, for the change of the head's output when an
+        activation is clipped to it.
+
+    Returns
+    -------
+    (n, 16) float array
+        NaN in the slots that cannot be told.
+    """
+    out = np.full((len(logits), len(STATISTICS)), np.nan)
+    slots: Mapping[str, Floats] = _from_logits(logits)
+    if activation is not None and head is not None and activation.shape[1] == head.shape[1]:
+        slots = {**slots, **_from_head(logits, activation, head, bounds)}
+    for name, values in slots.items():
+        out[:, STATISTICS.index(name)] = values
+    return out
+
+
+def _from_logits(logits: Floats) -> dict[str, Floats]:
+    top = np.sort(logits, axis=1)
+    shifted = logits - top[:, -1:]
+    total = np.exp(shifted).sum(1)
+    probabilities = np.exp(shifted) / total[:, None]
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
+    largest = 1 / total
+    return {
+        "largest_logit": top[:, -1] - logits.mean(1),
+        "confidence": np.log(largest) - np.log(np.maximum(1 - largest, 1e-7)),
+        "margin": top[:, -1] - top[:, -2] if logits.shape[1] > 1 else top[:, -1],
+        "energy": top[:, -1] + np.log(total),
+        "entropy": np.log(entropy + 1e-4),
+    }
+
+
+def _from_head(
+    logits: Floats, activation: Floats, head: Floats, bounds: tuple[Floats, Floats] | None
+) -> dict[str, Floats]:
+    rows = head[logits.argmax(1)]
+    norms = np.linalg.norm(activation, axis=1) + 1e-9
+    cosine = (rows * activation).sum(1) / (np.linalg.norm(rows, axis=1) * norms + 1e-12)
+    axes = np.linalg.svd(head, full_matrices=False)[2]
+    slots: dict[str, Floats] = {
+        "head_cosine": cosine,
+        "row_space": np.linalg.norm(activation @ axes.T, axis=1) / norms,
+    }
+    if bounds is not None:
+        clipped = activation.clip(*bounds)
+        change = np.linalg.norm((activation - clipped) @ head.T, axis=1)
+        slots["clipped_change"] = np.log1p(change)
+    return slots

@@ -1,0 +1,331 @@
+"""MetaShield: a two-layer MLP over profiles, meta-learned, adapted from a few clean references."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fl_shield.activations import Layers, activation_views, find_layers
+from fl_shield.calibration import (
+    Guarantee,
+    conformal_p_values,
+    promise,
+    standardise,
+    task_p_values,
+)
+from fl_shield.errors import NotFittedError, ShieldError
+from fl_shield.meta import MetaConfig, Params, adapt, contributions
+from fl_shield.profile import COLUMNS, MIN_REFERENCES, profile
+from fl_shield.types import Flags, Floats, View
+
+FORMAT = "fl_shield.metashield/1"
+PRETRAINED = "metashield.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What meta-training leaves behind.
+
+    Attributes
+    ----------
+    params : mapping of str to tensor
+        See :func:`fl_shield.meta.initial_params`.
+    mean, scale : (128,) float32 tensors
+        Standardisation of the profile's columns over the meta-training tasks.
+    null : (k,) float32 tensor
+        Quantiles of standardised benign scores over held-out meta-training tasks.
+    config : MetaConfig
+    card : mapping of str to str
+        Seed, command, data, families: what the model card says.
+    """
+
+    params: Params
+    mean: Tensor
+    scale: Tensor
+    null: Tensor
+    config: MetaConfig
+    card: Mapping[str, str]
+
+    def standard(self, profiles: Floats) -> Tensor:
+        """Columns of (n, V, 128) profiles on the scale of meta-training."""
+        return (torch.from_numpy(np.asarray(profiles, dtype=np.float32)) - self.mean) / self.scale
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file."""
+        tensors = {f"params.{name}": p.contiguous() for name, p in self.params.items()}
+        tensors |= {"mean": self.mean, "scale": self.scale, "null": self.null}
+        config = json.dumps(asdict(self.config), sort_keys=True)
+        metadata = {"format": FORMAT, "config": config, "card": json.dumps(dict(self.card))}
+        save_file(tensors, str(path), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a safetensors file that :meth:`save` wrote."""
+        try:
+            with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ShieldError(
+                f"{path} is not a readable detector ({error}); "
+                "give a file that MetaShield.save or fl-shield meta-train wrote"
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise ShieldError(
+                f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}; "
+                "make it again with fl-shield meta-train"
+            )
+        params = {n.removeprefix("params."): t for n, t in tensors.items() if "params." in n}
+        return cls(
+            params=params,
+            mean=tensors["mean"],
+            scale=tensors["scale"],
+            null=tensors["null"],
+            config=MetaConfig(**json.loads(metadata["config"])),
+            card=json.loads(metadata["card"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the adapted detector says of n points seen through V views.
+
+    Attributes
+    ----------
+    log_odds : (n,) float array
+    contributions : (n, V) float array
+        Rows add up to ``log_odds``.
+    """
+
+    log_odds: Floats
+    contributions: Floats
+
+    @property
+    def scores(self) -> Floats:
+        """Suspicion in [0, 1], shape (n,)."""
+        out: Floats = 1 / (1 + np.exp(-self.log_odds.clip(-50, 50)))
+        return out
+
+
+class Adapted:
+    """The detector after its few-shot adaptation to one set of references.
+
+    Parameters
+    ----------
+    weights : Weights
+        The meta-learned initialisation.
+    references : (m, V, 128) float array
+        Leave-one-out profiles of clean references.
+    n_inner_steps : int, optional
+        Steps of the inner loop; the meta-trained number by default, 0 for no adaptation.
+    n_folds : int
+        The references' own log-odds are out-of-fit: each fold is scored by a detector adapted
+        to the other folds.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        references: Floats,
+        n_inner_steps: int | None = None,
+        n_folds: int = 5,
+    ) -> None:
+        self._weights = weights
+        self._steps = weights.config.n_inner_steps if n_inner_steps is None else n_inner_steps
+        self._present = torch.ones(references.shape[1])
+        rows = weights.standard(references)
+        self._params = self._adapt(rows)
+        self.reference_log_odds = self._out_of_fit(rows, min(n_folds, len(rows)))
+
+    def score(self, profiles: Floats) -> Scores:
+        """Score points given as (n, V, 128) profiles."""
+        with torch.no_grad():
+            parts = contributions(self._params, self._weights.standard(profiles), self._present)
+        shares: Floats = parts.double().numpy()
+        return Scores(log_odds=shares.sum(1), contributions=shares)
+
+    def p_values(self, log_odds: Floats, guarantee: Guarantee = "references") -> Floats:
+        """p-values of log-odds under one of the two guarantees of :mod:`fl_shield.calibration`."""
+        if guarantee == "references":
+            return conformal_p_values(self.reference_log_odds, log_odds)
+        standard = standardise(log_odds, self.reference_log_odds)
+        return task_p_values(self._weights.null.double().numpy(), standard)
+
+    def _adapt(self, rows: Tensor) -> Params:
+        weights = torch.ones(len(rows))
+        adapted = adapt(self._weights.params, rows, self._present, weights, self._steps)
+        return {name: p.detach() for name, p in adapted.items()}
+
+    def _out_of_fit(self, rows: Tensor, n_folds: int) -> Floats:
+        fold = np.arange(len(rows)) % n_folds
+        out = np.zeros(len(rows))
+        for k in range(n_folds):
+            held = torch.from_numpy(fold == k)
+            params = self._adapt(rows[~held]) if self._steps else self._weights.params
+            with torch.no_grad():
+                parts = contributions(params, rows[held], self._present)
+            out[fold == k] = parts.sum(1).double().numpy()
+        return out
+
+
+class MetaShield:
+    """A backdoor detector that adapts to any model from 10-20 clean inputs, by one forward pass.
+
+    Parameters
+    ----------
+    weights : Weights
+        Meta-learned initialisation; :meth:`from_pretrained` loads the shipped one.
+    fpr_budget : float
+        Share of clean inputs that may be flagged, in (0, 1); sets ``threshold_``.
+    layers : sequence of str, or "auto"
+        Watched modules, the head last.
+    n_inner_steps : int, optional
+        Steps of the few-shot adaptation; None takes the meta-trained number.
+    guarantee : {"references", "tasks"}
+        What p-values rest on, see :mod:`fl_shield.calibration`.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> rng = np.random.default_rng(0)
+    >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> clean = rng.normal(size=(20, 4)).astype(np.float32)
+    >>> shield = MetaShield.from_pretrained().fit(net, clean)
+    >>> shield.score(clean[:2]).shape
+    (2,)
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        fpr_budget: float = 0.05,
+        layers: Layers = "auto",
+        n_inner_steps: int | None = None,
+        guarantee: Guarantee = "references",
+    ) -> None:
+        self.weights = weights
+        self.fpr_budget = fpr_budget
+        self.layers = layers
+        self.n_inner_steps = n_inner_steps
+        self.guarantee = guarantee
+
+    @classmethod
+    def from_pretrained(cls, **settings: Any) -> Self:
+        """Load the detector that ships with the package."""
+        with resources.as_file(resources.files("fl_shield.pretrained") / PRETRAINED) as path:
+            return cls(Weights.load(path), **settings)
+
+    @classmethod
+    def load(cls, path: Path | str, **settings: Any) -> Self:
+        """Load meta-learned weights from a safetensors file."""
+        return cls(Weights.load(path), **settings)
+
+    def save(self, path: Path | str) -> None:
+        """Save the meta-learned weights; the adaptation is cheap and is made again by ``fit``."""
+        self.weights.save(path)
+
+    def fit(self, model_or_view: nn.Module | View | Sequence[View], clean: Any = None) -> Self:
+        """Adapt to clean inputs of a model, or to the references of views; forgets earlier fits.
+
+        Parameters
+        ----------
+        model_or_view : nn.Module, View or sequence of View
+            A model to watch, or views whose references are clean.
+        clean : (m, ...) array, optional
+            Clean inputs of the model, m >= 4; unused with views.
+        """
+        self._model: nn.Module | None = None
+        if isinstance(model_or_view, nn.Module):
+            if clean is None or len(clean) <= MIN_REFERENCES:
+                raise ValueError(
+                    f"fit(model, clean) needs more than {MIN_REFERENCES} clean inputs, got "
+                    f"{0 if clean is None else len(clean)}; 20 are a good number"
+                )
+            self._model, self._clean = model_or_view, np.asarray(clean)
+            auto = isinstance(self.layers, str)
+            self._layers = find_layers(model_or_view) if auto else tuple(self.layers)
+        views = self._views(self._clean[:1] if self._model is not None else model_or_view)
+        self.view_names_ = tuple(view.name for view in views)
+        references = np.stack([profile(view).references for view in views], axis=1)
+        self.adapted_ = Adapted(self.weights, references, self.n_inner_steps)
+        self.threshold_ = self._threshold()
+        self.guarantee_ = promise(len(references), self.fpr_budget, self.guarantee)
+        return self
+
+    def score(self, points: Any) -> Floats:
+        """Suspicion in [0, 1] of inputs (n, ...), or of the points of views; higher is worse."""
+        return self._scores(points).scores
+
+    def p_values(self, points: Any) -> Floats:
+        """p-value of each point, shape (n,), in (0, 1]."""
+        return self._fitted().p_values(self._scores(points).log_odds, self.guarantee)
+
+    def predict(self, points: Any) -> Flags:
+        """True where the score is above ``threshold_``."""
+        flags: Flags = self.score(points) > self.threshold_
+        return flags
+
+    def explain(self, points: Any) -> dict[str, Floats]:
+        """Log-odds that each view adds to each point's score, by view name, each (n,)."""
+        parts = self._scores(points).contributions
+        return dict(zip(self.view_names_, parts.T, strict=True))
+
+    def _fitted(self) -> Adapted:
+        if not hasattr(self, "adapted_"):
+            raise NotFittedError("call MetaShield.fit(model, clean) before score")
+        return self.adapted_
+
+    def _threshold(self) -> float:
+        """Largest score whose p-value is above the budget; a point beyond it is flagged."""
+        adapted = self._fitted()
+        grid = np.linspace(-12, 12, 4801)
+        above = adapted.p_values(grid, self.guarantee) > self.fpr_budget
+        largest = grid[above].max() if above.any() else grid[0]
+        return float(1 / (1 + np.exp(-largest)))
+
+    def _views(self, points: Any) -> list[View]:
+        if self._model is not None:
+            x: NDArray[Any] = np.asarray(points)
+            return activation_views(self._model, x, self._clean, self._layers)
+        return [points] if isinstance(points, View) else list(points)
+
+    def _scores(self, points: Any) -> Scores:
+        adapted = self._fitted()
+        views = self._views(points)
+        return adapted.score(np.stack([profile(view).points for view in views], axis=1))
+
+
+def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
+    """Weights before any meta-training: for tests, and as the start of meta-training.
+
+    Examples
+    --------
+    >>> blank_weights().mean.shape
+    torch.Size([128])
+    """
+    from fl_shield.meta import initial_params
+
+    settings = config or MetaConfig()
+    params = initial_params(len(COLUMNS), settings, np.random.default_rng(seed))
+    width = len(COLUMNS)
+    null = torch.linspace(-2, 2, 101)
+    return Weights(
+        params=params,
+        mean=torch.zeros(width),
+        scale=torch.ones(width),
+        null=null,
+        config=settings,
+        card={"trained": "never"},
+    )

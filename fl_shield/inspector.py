@@ -1,0 +1,193 @@
+"""One round of client updates, from arrays to scores: sketches, views, profiles, detector.
+
+Follow one update: :class:`~fl_shield.updates.Sketcher` reads it once and
+:class:`~fl_shield.probes.Probes` runs it once; :func:`~fl_shield.updates.standing` relates the
+round's sketches to the round's medians; :func:`~fl_shield.updates.update_views` puts them beside
+the references; :func:`~fl_shield.profile.profile` describes them by comparable numbers; and the
+adapted detector scores them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fl_shield.detector import Adapted, MetaShield
+from fl_shield.probes import Probes
+from fl_shield.profile import MIN_REFERENCES, profile
+from fl_shield.rng import keyed
+from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
+from fl_shield.types import (
+    ActivationReport,
+    Arrays,
+    Flags,
+    Floats,
+    Inspection,
+    Samples,
+    View,
+)
+from fl_shield.updates import (
+    Sketch,
+    Sketcher,
+    Standing,
+    core_of,
+    joined,
+    standing,
+    update_views,
+    view_depths,
+)
+
+N_REFERENCES = 24
+"""References that the inspector tries to have before it stops simulating benign updates."""
+
+N_MEMORY = 48
+"""Accepted updates of earlier rounds that are kept as references."""
+
+REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
+"""How the server trains on its own examples to simulate benign updates; only directions matter."""
+
+
+class Inspector:
+    """Scores rounds of client updates with one adapted detector.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Scratch network of the global architecture; its weights are overwritten.
+    clean : Samples
+        The server's own clean examples, 10-20 are enough to start.
+    detector : MetaShield, optional
+        The shipped one by default.
+    seed : int
+        Draws projections and probes; keep it secret from clients.
+    probes : bool
+        Whether to run each client's model on clean and stamped probes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        clean: Samples,
+        detector: MetaShield | None = None,
+        *,
+        seed: int = 0,
+        probes: bool = True,
+    ) -> None:
+        if len(clean) < MIN_REFERENCES:
+            raise ValueError(
+                f"clean_data has {len(clean)} examples; give at least {MIN_REFERENCES}, better 20"
+            )
+        self._model = model
+        self._clean = clean
+        self._detector = detector or MetaShield.from_pretrained()
+        self._seed = seed
+        self._probes = Probes(model, clean.x, seed=seed) if probes else None
+        self._sketcher: Sketcher | None = None
+        self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
+        self._round: Standing | None = None
+        self._simulation: tuple[Arrays, Standing] | None = None
+
+    def inspect(
+        self,
+        global_arrays: Arrays,
+        updates: Iterable[Arrays],
+        n_examples: Floats,
+        reports: Sequence[ActivationReport | None] | None = None,
+    ) -> Inspection:
+        """Read each update once, in order, and score them together."""
+        views, reference_views = self.views(global_arrays, updates)
+        if not len(views):
+            empty = np.zeros(0)
+            return Inspection(
+                scores=empty, p_values=empty, view_names=(), view_scores=np.zeros((0, 0))
+            )
+        adapted = Adapted(self._detector.weights, reference_views, self._detector.n_inner_steps)
+        found = adapted.score(views)
+        p_values = adapted.p_values(found.log_odds, "tasks")
+        return Inspection(
+            scores=found.scores,
+            p_values=p_values,
+            view_names=self._names,
+            view_scores=found.contributions,
+        )
+
+    def remember(self, kept: Flags) -> None:
+        """Take the kept updates of the round just inspected as references for later rounds."""
+        if self._round is None:
+            return
+        for index in np.flatnonzero(kept):
+            self._memory.append(self._round.take(np.array([index])))
+        self._round = None
+
+    def views(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> tuple[Floats, Floats]:
+        """Profiles of a round's updates (n, V, 128) and of its references (m, V, 128)."""
+        sketches = self._sketches(global_arrays, updates)
+        if not sketches:
+            return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
+        clients = standing(sketches)
+        self._round = clients
+        core = core_of(clients)
+        groups = [clients.take(core), *self._memory]
+        missing = N_REFERENCES - len(core) - len(self._memory)
+        if missing > 0:
+            groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
+        found = update_views(clients, joined(groups), self._depths)
+        self._names = tuple(view.name for view in found)
+        return _profiles(found, core)
+
+    def _sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
+        if self._sketcher is None:
+            self._sketcher = Sketcher(global_arrays, self._seed)
+            self._depths = view_depths(self._sketcher.layers)
+        if self._probes is not None:
+            self._probes.set_global(global_arrays)
+        return [self._sketch(self._sketcher, global_arrays, update) for update in updates]
+
+    def _sketch(self, sketcher: Sketcher, global_arrays: Arrays, update: Arrays) -> Sketch:
+        sketch = sketcher.sketch(global_arrays, update)
+        if self._probes is None:
+            return sketch
+        shifts = self._probes.shifts(update)
+        norms = {name: float(np.linalg.norm(shift)) for name, shift in shifts.items()}
+        peaks = {name: float(shift.max()) for name, shift in shifts.items()}
+        rows = dict.fromkeys(shifts, 1.0)
+        return replace(
+            sketch,
+            vectors={**sketch.vectors, **shifts},
+            norms={**sketch.norms, **norms},
+            peaks={**sketch.peaks, **peaks},
+            row_peaks={**sketch.row_peaks, **rows},
+        )
+
+    def _simulated(self, global_arrays: Arrays, n: int) -> Standing:
+        """Benign updates trained on bootstrap samples of the server's own examples."""
+        sketcher = self._sketcher
+        assert sketcher is not None
+        if self._simulation is not None and self._simulation[0] is global_arrays:
+            return self._simulation[1]
+        sketches = []
+        for i in range(n):
+            rng = keyed(self._seed, 5, i)
+            drawn = rng.integers(0, len(self._clean), size=len(self._clean))
+            set_arrays(self._model, global_arrays)
+            train(self._model, self._clean.take(drawn), REFERENCE_TRAINING, rng)
+            sketches.append(self._sketch(sketcher, global_arrays, get_arrays(self._model)))
+        self._simulation = (global_arrays, standing(sketches))
+        return self._simulation[1]
+
+
+def _profiles(views: Sequence[View], core: Any) -> tuple[Floats, Floats]:
+    """Profiles of clients, those in the core leave-one-out, and of the references."""
+    points, references = [], []
+    for view in views:
+        both = profile(view)
+        own = both.points.copy()
+        own[core] = both.references[: len(core)]
+        points.append(own)
+        references.append(both.references)
+    return np.stack(points, axis=1), np.stack(references, axis=1)
