@@ -199,8 +199,8 @@ def _copied_record(
             {n: Array(a.dtype, tuple(a.shape), a.stype, bytes(a.data)) for n, a in record.items()}
         )
     if isinstance(record, MetricRecord):
-        return MetricRecord({n: list(v) if isinstance(v, list) else v for n, v in record.items()})
-    return ConfigRecord({n: list(v) if isinstance(v, list) else v for n, v in record.items()})
+        return MetricRecord({name: copy.copy(value) for name, value in record.items()})
+    return ConfigRecord({name: copy.copy(value) for name, value in record.items()})
 
 
 def _copied(message: Message) -> Message:

@@ -1,5 +1,6 @@
 """fl_shield at the edge to Flower: a shield around any strategy, client mods, one converter."""
 
+from fl_shield.strategies.mods import malicious, report_activations
 from fl_shield.strategies.records import (
     CheckedReply,
     ReplyLimits,
@@ -7,13 +8,17 @@ from fl_shield.strategies.records import (
     from_record,
     to_record,
 )
+from fl_shield.strategies.sanitise import SanitisedStrategy
 from fl_shield.strategies.shield import ShieldedStrategy
 
 __all__ = [
     "CheckedReply",
     "ReplyLimits",
+    "SanitisedStrategy",
     "ShieldedStrategy",
     "check_reply",
     "from_record",
+    "malicious",
+    "report_activations",
     "to_record",
 ]

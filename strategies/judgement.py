@@ -155,7 +155,8 @@ def votes(
         metrics = dict(j.metrics)
         arrays = None
         if not monitor:
-            metrics[limits.weighted_by_key] = _as_claimed(j, limits)
+            claimed = metrics[limits.weighted_by_key]
+            metrics[limits.weighted_by_key] = _as_claimed(claimed, j.capped, checked.n_examples)
             if j.weight < 1:
                 arrays = scaled_towards(checked.arrays, reference, j.weight)
         reply.content = rebuilt_content(reply, checked, limits, metrics=metrics, arrays=arrays)
@@ -163,19 +164,37 @@ def votes(
     return messages
 
 
-def _as_claimed(judged: Judged, limits: ReplyLimits) -> MetricRecordValues:
+def evaluation_votes(
+    accepted: Sequence[Accepted], limits: ReplyLimits, max_weight: float
+) -> list[Message]:
+    """Evaluation replies for the inner strategy: agreed metrics, counts capped by the round."""
+    key = limits.weighted_by_key
+    replies = [a.checked for a in accepted]
+    ids = [str(a.node_id) for a in accepted]
+    capped = WeightCap(max_weight=max_weight).apply(ids, [r.n_examples for r in replies])
+    agreed = agree_on_metrics([r.metrics for r in replies], key)
+    messages = []
+    for a, own, cap in zip(accepted, agreed.metrics, capped, strict=True):
+        metrics = {**own, key: _as_claimed(own[key], cap, a.checked.n_examples)}
+        a.reply.content = rebuilt_content(a.reply, a.checked, limits, metrics=metrics)
+        messages.append(a.reply)
+    return messages
+
+
+def _as_claimed(
+    claimed: MetricRecordValues, capped: float, n_examples: float
+) -> MetricRecordValues:
     """Capped count in the type that the client used, the claim itself where it was not capped."""
-    claimed = judged.metrics[limits.weighted_by_key]
-    if judged.capped >= judged.accepted.checked.n_examples:
+    if capped >= n_examples:
         return claimed
-    return max(1, int(judged.capped)) if isinstance(claimed, int) else judged.capped
+    return max(1, int(capped)) if isinstance(claimed, int) else capped
 
 
 def _verdict(judged: Judged, *, monitor: bool) -> ClientVerdict:
     decision = judged.decision
-    reasons = (decision.reason,) if decision.reason else ()
+    reasons = [decision.reason] if decision.reason else []
     if decision.action is Action.DOWNWEIGHT and judged.weight == 0:
-        reasons += (f"weight {decision.weight:.2g} is below {MIN_WEIGHT}: left out",)
+        reasons.append(f"weight {decision.weight:.2g} is below {MIN_WEIGHT}: left out")
     return ClientVerdict(
         client_id=judged.client_id,
         action=decision.action,
@@ -186,7 +205,7 @@ def _verdict(judged: Judged, *, monitor: bool) -> ClientVerdict:
         p_value=judged.p_value,
         reputation=decision.reputation,
         view_scores=judged.view_scores,
-        reasons=reasons + judged.notes,
+        reasons=(*reasons, *judged.notes),
     )
 
 

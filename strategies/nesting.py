@@ -39,7 +39,7 @@ def nested(strategy: Strategy) -> Iterator[Strategy]:
 
 
 def limits_of(strategy: Strategy) -> ReplyLimits:
-    """Limits with the record keys that the innermost strategy was given.
+    """Limits of a shield inside, or the record keys that the innermost strategy was given.
 
     Examples
     --------
@@ -47,12 +47,14 @@ def limits_of(strategy: Strategy) -> ReplyLimits:
     >>> limits_of(FedAvg(weighted_by_key="n")).weighted_by_key
     'n'
     """
-    keys = {}
+    weighted_by_key, arrayrecord_key = "num-examples", "arrays"
     for inner in nested(strategy):
-        for key in ("weighted_by_key", "arrayrecord_key"):
-            if isinstance(value := getattr(inner, key, None), str):
-                keys[key] = value
-    return ReplyLimits(**keys)
+        own = getattr(inner, "limits", None)
+        if isinstance(own, ReplyLimits):
+            return own
+        weighted_by_key = getattr(inner, "weighted_by_key", weighted_by_key)
+        arrayrecord_key = getattr(inner, "arrayrecord_key", arrayrecord_key)
+    return ReplyLimits(weighted_by_key=weighted_by_key, arrayrecord_key=arrayrecord_key)
 
 
 def divides_by_norm(strategy: Strategy) -> bool:

@@ -68,7 +68,7 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """Header that this numpy writes for a C-ordered array."""
     buffer = BytesIO()
     fields = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)  # type: ignore[no-untyped-call]
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
@@ -83,8 +83,9 @@ def _decode_unusual(name: str, data: bytes, like: NDArray[Any]) -> NDArray[Any]:
             f"array {name!r} must carry {like.nbytes} bytes, got {len(data) - start}"
         )
     flat = np.frombuffer(data, like.dtype, like.size, start)
-    order = "F" if fields.get("fortran_order") is True else "C"
-    values: NDArray[Any] = flat.reshape(like.shape, order=order).copy(order="C")
+    fortran = fields.get("fortran_order") is True
+    shaped = flat.reshape(like.shape[::-1]).T if fortran else flat.reshape(like.shape)
+    values: NDArray[Any] = shaped.copy(order="C")
     values.flags.writeable = False
     return values
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flwr
 import numpy as np
@@ -21,8 +20,9 @@ from fl_shield import __version__
 from fl_shield.errors import ShieldError
 from fl_shield.policy import Mode, Policy
 from fl_shield.strategies.intake import Intake, Refused, take_in
-from fl_shield.strategies.judgement import Judge, Judgement, votes
+from fl_shield.strategies.judgement import Judge, Judgement, evaluation_votes, votes
 from fl_shield.strategies.nesting import divides_by_norm, limits_of, nested, refuse_unchanged
+from fl_shield.strategies.recording import Recorder, logger
 from fl_shield.strategies.records import (
     CheckedReply,
     ReplyLimits,
@@ -30,21 +30,21 @@ from fl_shield.strategies.records import (
     check_reply,
     from_record,
     quoted,
-    rebuilt_content,
     restored_record,
 )
-from fl_shield.strategies.weights import WeightCap, agree_on_metrics
+from fl_shield.strategies.weights import WeightCap
 from fl_shield.types import (
     Arrays,
     AuditSink,
     ClientVerdict,
-    Detector,
     RoundRecord,
     Samples,
     UpdateInspector,
 )
 
-logger = logging.getLogger("flwr.fl_shield")
+if TYPE_CHECKING:
+    from fl_shield.detector import MetaShield
+
 
 CleanData = Samples | tuple[NDArray[Any] | Tensor, NDArray[Any] | Tensor]
 
@@ -78,7 +78,7 @@ class ShieldedStrategy(Strategy):
         A network of the global architecture; the shield works on it as on scratch paper.
     clean_data : Samples or (x, y)
         Clean examples held by the server, 10 to 20 are enough to start.
-    detector : Detector, optional
+    detector : MetaShield, optional
         By default the one shipped with the package.
     mode : {"filter", "downweight", "monitor"}
         ``filter`` leaves suspicious updates out; ``downweight`` moves them towards the global
@@ -125,7 +125,7 @@ class ShieldedStrategy(Strategy):
         *,
         model: nn.Module,
         clean_data: CleanData,
-        detector: Detector | None = None,
+        detector: MetaShield | None = None,
         mode: Mode = "filter",
         fpr_budget: float = 0.05,
         min_kept: int = 1,
@@ -153,19 +153,22 @@ class ShieldedStrategy(Strategy):
         self.inspector = inspector
         self.policy_ = Policy(mode=mode, fpr_budget=fpr_budget)
         self.caps_ = WeightCap(max_weight=max_weight)
-        self.run_id_ = ""
         self.evaluation_refusals_: dict[int, tuple[ClientVerdict, ...]] = {}
-        self._history: list[RoundRecord] = []
+        self._recorder = Recorder(audit)
         self._round = _Round()
         self._evaluation_sent: Sequence[Message] = ()
-        self._sink: AuditSink | None = None
         self._opened: Judge | None = None
         self._clips = divides_by_norm(strategy)
 
     @property
     def history_(self) -> tuple[RoundRecord, ...]:
         """Every round so far."""
-        return tuple(self._history)
+        return tuple(self._recorder.history)
+
+    @property
+    def run_id_(self) -> str:
+        """The audit's name for this run; empty without an audit."""
+        return self._recorder.run_id
 
     def summary(self) -> None:
         """Log what the shield is set to, then the inner strategy's own summary."""
@@ -177,28 +180,15 @@ class ShieldedStrategy(Strategy):
         logger.info("\t│\t└── Audit: %s", "off" if self.audit is None else "on")
         self.strategy.summary()
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run Flower's loop; a run whose every round was dropped returns the initial model."""
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:
+        """Run Flower's loop with the arguments of ``Strategy.start``.
+
+        A run whose every round was dropped returns the initial model. The audit's run is closed
+        whatever happens.
+        """
         status = "failed"
         try:
-            result = super().start(
-                grid,
-                initial_arrays,
-                num_rounds,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-            )
+            result = super().start(grid, initial_arrays, *args, **kwargs)
             status = "finished"
         finally:
             self.finish(status)
@@ -208,9 +198,7 @@ class ShieldedStrategy(Strategy):
 
     def finish(self, status: str = "finished") -> None:
         """Close the audit's run; ``start`` does it, call it where another strategy wraps this."""
-        if self._sink is not None:
-            self._sink.finish_run(self.run_id_, status)
-            self._sink = None
+        self._recorder.finish(status)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -277,7 +265,10 @@ class ShieldedStrategy(Strategy):
             logger.warning("aggregate_evaluate: %d replies without a vote", len(refused))
         if not intake.accepted and self._evaluation_sent:
             return None
-        return self.strategy.aggregate_evaluate(server_round, self._evaluation_votes(intake))
+        max_weight = inf if self.mode == "monitor" else self.max_weight
+        return self.strategy.aggregate_evaluate(
+            server_round, evaluation_votes(intake.accepted, self.limits, max_weight)
+        )
 
     def refuse(self, refused: Iterable[Refused]) -> None:
         """Learn why a guard around this strategy took replies of this round out.
@@ -295,9 +286,7 @@ class ShieldedStrategy(Strategy):
                 client_id=self.client_id,
                 limits=self.limits,
             )
-        if self._sink is None and self.audit is not None:
-            self._sink = _open_sink(self.audit)
-            self.run_id_ = self._sink.start_run(self._settings(reference))
+        self._recorder.begin(self._settings(reference))
 
     @property
     def _judge(self) -> Judge:
@@ -372,25 +361,7 @@ class ShieldedStrategy(Strategy):
             round_seconds=perf_counter() - self._round.begun,
             notes=notes,
         )
-        self._history.append(record)
-        _log(record)
-        if self._sink is not None:
-            self._sink.write_round(self.run_id_, record)
-
-    def _evaluation_votes(self, intake: Intake) -> list[Message]:
-        key = self.limits.weighted_by_key
-        replies = [a.checked for a in intake.accepted]
-        ids = [str(a.node_id) for a in intake.accepted]
-        capped = WeightCap(max_weight=self.max_weight).apply(ids, [r.n_examples for r in replies])
-        agreed = agree_on_metrics([r.metrics for r in replies], key)
-        messages = []
-        for a, own, cap in zip(intake.accepted, agreed.metrics, capped, strict=True):
-            count = own[key] if cap >= a.checked.n_examples or self.mode == "monitor" else cap
-            a.reply.content = rebuilt_content(
-                a.reply, a.checked, self.limits, metrics={**own, key: count}
-            )
-            messages.append(a.reply)
-        return messages
+        self._recorder.write(record)
 
 
 def as_samples(clean_data: CleanData) -> Samples:
@@ -409,28 +380,9 @@ def as_samples(clean_data: CleanData) -> Samples:
     return Samples(x=x, y=y.astype(np.int64))
 
 
-def _open_sink(audit: AuditSink | str) -> AuditSink:
-    if not isinstance(audit, str):
-        return audit
-    from fl_shield.audit import AuditStore
-
-    return AuditStore(audit)
-
-
 def _note_on(arrays: ArrayRecord | None, n_kept: int, min_kept: int) -> tuple[str, ...]:
     if arrays is not None:
         return ()
     if n_kept < min_kept:
         return (f"{n_kept} replies left, {min_kept} needed: the old model stays",)
     return (f"the inner strategy made nothing of {n_kept} replies: the old model stays",)
-
-
-def _log(record: RoundRecord) -> None:
-    counts = Counter(v.action.value for v in record.verdicts)
-    shown = ", ".join(f"{n} {action}" for action, n in sorted(counts.items()))
-    logger.info("shield: %s (%.3fs)", shown, record.shield_seconds)
-    for verdict in record.verdicts:
-        if verdict.reasons:
-            logger.debug("\t> %s: %s", verdict.client_id, "; ".join(verdict.reasons))
-    for note in record.notes:
-        logger.info("\t> %s", note)
