@@ -11,17 +11,29 @@ from fl_shield.simulations.datasets.corpus import Corpus, Request
 from fl_shield.simulations.datasets.digits import read_digits
 from fl_shield.simulations.datasets.federated_data import FederatedData, fingerprint
 from fl_shield.simulations.datasets.femnist import read_femnist
+from fl_shield.simulations.datasets.glyphs import read_glyphs
+from fl_shield.simulations.datasets.roles import read_roles
+from fl_shield.simulations.datasets.shakespeare import read_shakespeare
 
 __all__ = ["DATASETS", "DEFAULT_CLIENTS", "FederatedData", "fingerprint", "load"]
 
 DATASETS: Mapping[str, Callable[[Request], Corpus]] = {
     "digits": read_digits,
+    "glyphs": read_glyphs,
     "femnist": read_femnist,
+    "shakespeare": read_shakespeare,
+    "roles": read_roles,
 }
 """Every data set by name."""
 
-DEFAULT_CLIENTS: Mapping[str, int] = {"digits": 20, "femnist": 100}
-"""Clients of each data set where their number is not given."""
+DEFAULT_CLIENTS: Mapping[str, int] = {
+    "digits": 20,
+    "glyphs": 100,
+    "femnist": 100,
+    "shakespeare": 100,
+    "roles": 100,
+}
+"""Clients of each data set where their number is not given (or as many as it has owners)."""
 
 
 def load(
@@ -83,6 +95,8 @@ def load(
         data_dir=None if data_dir is None else Path(data_dir),
     )
     corpus = DATASETS[name](request)
+    if n_clients is None and corpus.natural:
+        wanted = max(1, min(wanted, len(corpus.owners)))
     split = Split(
         n_clients=wanted,
         partition=partition or ("natural" if corpus.natural else "dirichlet"),

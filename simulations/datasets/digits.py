@@ -27,7 +27,7 @@ def read_digits(request: Request) -> Corpus:
     --------
     >>> pool = read_digits(Request(n_owners=1)).owners[0]
     >>> pool.train.x.shape, len(pool.test)
-    ((1440, 1, 8, 8), 357)
+    ((1438, 1, 8, 8), 359)
     """
     raw = load_digits()
     x = (raw.data.reshape(-1, 1, 8, 8) / 16.0).astype(np.float32)

@@ -55,12 +55,23 @@ def find_leaf(folder: Path) -> LeafFiles | None:
         if train and test:
             return LeafFiles(train=train, test=test)
     for base in (folder, folder / "data", folder / "leaf_json"):
-        pairs = [(p, p.with_name(p.name.replace("_train.", "_test."))) for p in _shards(base)]
-        pairs = [(train, test) for train, test in pairs if train != test and test.is_file()]
+        pairs = [(train, partner(train)) for train in _shards(base) if "_train." in train.name]
+        pairs = [(train, test) for train, test in pairs if test.is_file()]
         if pairs:
             largest, test_file = max(pairs, key=lambda pair: pair[0].stat().st_size)
             return LeafFiles(train=(largest,), test=(test_file,))
     return None
+
+
+def partner(train: Path) -> Path:
+    """Test shard that lies beside a training shard.
+
+    Examples
+    --------
+    >>> partner(Path("roles_train.json.gz")).name
+    'roles_test.json.gz'
+    """
+    return train.with_name(train.name.replace("_train.", "_test."))
 
 
 def _shards(folder: Path) -> tuple[Path, ...]:
