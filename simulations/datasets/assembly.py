@@ -164,7 +164,7 @@ def class_spread(labels: Ints, n: int, rng: np.random.Generator) -> Ints:
 
 
 def _cut(parts: list[Samples], n: int, rng: np.random.Generator) -> tuple[list[Samples], Samples]:
-    """Move ``n`` class-spread examples out of the parts; every part keeps at least half."""
+    """Move ``n`` class-spread examples out of the parts, at most half of all."""
     pool = Samples.join(parts)
     if len(pool) < 2 * n:
         raise DatasetError(

@@ -136,7 +136,7 @@ def read_shard(path: Path, decode: Decode) -> Iterator[tuple[str, Samples]]:
             "num_samples and user_data; write it again with LEAF's preprocess.sh"
         )
     for user in users:
-        record = user_data.get(user)
+        record = user_data.get(user) if isinstance(user, str) else None
         x, y = (record.get("x"), record.get("y")) if isinstance(record, dict) else (None, None)
         if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
             raise DatasetError(
@@ -144,7 +144,7 @@ def read_shard(path: Path, decode: Decode) -> Iterator[tuple[str, Samples]]:
                 "the shard again with LEAF's preprocess.sh"
             )
         if y:
-            yield str(user), _decoded(path, user, x, y, decode)
+            yield user, _decoded(path, user, x, y, decode)
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _parse(path: Path) -> dict[str, Any]:
     return shard
 
 
-def _decoded(path: Path, user: Any, x: list[Any], y: list[Any], decode: Decode) -> Samples:
+def _decoded(path: Path, user: str, x: list[Any], y: list[Any], decode: Decode) -> Samples:
     try:
         return decode(x, y)
     except (ValueError, TypeError, OverflowError) as error:

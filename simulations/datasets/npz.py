@@ -8,6 +8,7 @@ Arrays: ``x`` (n, ...) and ``y`` (n,); ``owner`` (or ``writer``, ``role``) (n,) 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ def read_npz(
     arrays = _arrays(path)
     x, y, split = arrays["x"], arrays["y"], arrays["split"]
     owner = _either(arrays, path, "owner", "writer", "role")
-    if not len(x) == len(y) == len(split) == len(owner):
+    shapes = {x.shape[:1], y.shape, split.shape, owner.shape}
+    if len(shapes) != 1 or shapes == {()} or owner.dtype.kind not in "iu":
         raise DatasetError(
-            f"{path} has x, y, split and owner of {len(x)}, {len(y)}, {len(split)} and "
-            f"{len(owner)} rows: they must be equally long"
+            f"{path} has x, y, split and owner of shapes {x.shape}, {y.shape}, {split.shape} and "
+            f"{owner.shape} ({owner.dtype}): they need one row an example, and integers for owner"
         )
     names = _names(arrays, owner)
     present, n_train = np.unique(owner[split == 0], return_counts=True)
@@ -74,9 +76,11 @@ def read_npz(
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not a zip archive")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"{path} cannot be read as npz without pickle ({error}): copy it again, or save plain "
             "arrays with numpy.savez"
@@ -99,6 +103,6 @@ def _either(arrays: dict[str, NDArray[Any]], path: Path, *names: str) -> NDArray
 
 def _names(arrays: dict[str, NDArray[Any]], owner: NDArray[Any]) -> dict[int, str]:
     for key in ("owner_ids", "writer_ids", "role_ids"):
-        if key in arrays and len(arrays[key]) > int(owner.max()):
+        if key in arrays and len(arrays[key]) > int(owner.max(initial=0)):
             return {i: str(name) for i, name in enumerate(arrays[key])}
     return {}

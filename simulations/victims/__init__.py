@@ -55,8 +55,8 @@ MODELS: Mapping[str, Victim] = {
 
 _DEFAULTS: Mapping[str, tuple[str, TrainingConfig]] = {
     "digits": ("digits-cnn", TrainingConfig(n_epochs=2, batch_size=16, lr=0.05, momentum=0.9)),
-    "glyphs": ("small-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.1)),
-    "femnist": ("small-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.1)),
+    "glyphs": ("small-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.05, momentum=0.9)),
+    "femnist": ("small-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.05, momentum=0.9)),
     "shakespeare": ("small-gru", TrainingConfig(n_epochs=1, batch_size=20, lr=0.8, clip_norm=5.0)),
     "roles": ("small-gru", TrainingConfig(n_epochs=1, batch_size=20, lr=0.8, clip_norm=5.0)),
 }
@@ -105,8 +105,9 @@ def _initialised(model: nn.Module) -> nn.Module:
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            gain = "linear" if name == "head" else "relu"
-            nn.init.kaiming_normal_(layer.weight, nonlinearity=gain)
+            nn.init.kaiming_normal_(
+                layer.weight, nonlinearity="linear" if name == "head" else "relu"
+            )
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return model
