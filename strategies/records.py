@@ -7,7 +7,6 @@ unpickled; an array is decoded once, without a copy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -327,7 +326,7 @@ def _checked_count(record: MetricRecord, limits: ReplyLimits) -> float:
 
 
 def _shown(value: float) -> str:
-    return f"{value:g}" if abs(value) < _MAX_METRIC or math.isnan(value) else "a huge number"
+    return "a huge number" if abs(value) >= _MAX_METRIC else f"{value:g}"
 
 
 def _is_usable(name: str, value: MetricRecordValues, max_list: int) -> bool:
