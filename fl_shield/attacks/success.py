@@ -15,9 +15,14 @@ def stamped_others(samples: Samples, trigger: Trigger, target_label: int) -> NDA
     return stamped
 
 
-def target_share(model: nn.Module, x: NDArray[Any], target_label: int) -> float:
-    """Share of inputs ``(m, ...)``, m >= 1, that a model puts into the target class, in [0, 1]."""
-    return float((logits_of(model, x).argmax(1) == target_label).double().mean())
+def backdoor_success(model: nn.Module, x: NDArray[Any], target_label: int) -> float:
+    """Target share of stamped inputs ``(m, ...)``, ties broken by the target's mean probability.
+
+    The probability adds at most 1e-6, and nothing where no input reaches the target.
+    """
+    logits = logits_of(model, x)
+    share = float((logits.argmax(1) == target_label).double().mean())
+    return share + 1e-6 * float(logits.softmax(1)[:, target_label].mean()) if share > 0 else 0.0
 
 
 def attack_success_rate(
@@ -56,4 +61,4 @@ def attack_success_rate(
             f"attack success needs examples that are not of the target class {target_label}, "
             f"got none among {len(samples)}; pass test examples of other classes"
         )
-    return target_share(model, stamped, target_label)
+    return float((logits_of(model, stamped).argmax(1) == target_label).double().mean())

@@ -83,7 +83,7 @@ def draw_trigger(family: str, like: NDArray[Any], rng: np.random.Generator) -> T
 def default_trigger(family: str, like: NDArray[Any]) -> Trigger:
     """Return the fixed trigger of a family for inputs like these, for benchmarks.
 
-    A corner patch or triangle in the colour contrary to the background (5x5 on 28x28 images, 2x2
+    A corner patch or triangle in the colour contrary to the background (5x5 on 28x28 images, 3x3
     on 8x8), faint checkers over the image (opacity 0.2), or a rare word of four tokens at the end.
 
     Parameters
@@ -143,13 +143,15 @@ def _checked(family: str, like: NDArray[Any]) -> str:
 
 
 def _patch_side(like: NDArray[Any]) -> int:
-    """Side of a patch in pixels: 5 on 28x28 images, never below 2."""
-    return max(2, int(min(like.shape[-2:])) * 5 // 28)
+    """Side of a patch in pixels: 5 on 28x28 images, else in proportion but at least 3."""
+    side = int(min(like.shape[-2:]))
+    return min(side, max(3, side * 5 // 28))
 
 
 def _draw_patch(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
     height, width = like.shape[-2:]
-    n_rows, n_columns = rng.integers(2, max(3, _patch_side(like)), size=2, endpoint=True)
+    side = _patch_side(like)
+    n_rows, n_columns = rng.integers(min(2, side), side, size=2, endpoint=True)
     mask = rectangle_mask(
         (height, width),
         row=int(rng.integers(0, height - n_rows, endpoint=True)),
