@@ -1,0 +1,284 @@
+"""From scores and p-values to actions, worked out by hand.
+
+With logarithms of two: a score of 2/3 has log-odds ln 2, 4/5 has ln 4, 8/9 has ln 8.
+"""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_shield.policy import MODES, Decision, Mode, Policy, log_odds
+from fl_shield.types import Action
+
+LN2 = log(2)
+RARE, COMMON = 0.01, 0.5  # p-values on either side of a budget of 0.05
+
+
+def once(policy: Policy, score: float, p_value: float, client: str = "a") -> Decision:
+    (decision,) = policy.decide([client], [score], [p_value])
+    return decision
+
+
+# Log-odds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [(0.5, 0.0), (2 / 3, LN2), (0.8, 2 * LN2), (0.2, -2 * LN2), (0.0, -8.0), (1.0, 8.0)],
+)
+def test_log_odds_by_hand(score: float, expected: float) -> None:
+    assert float(log_odds(score)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_log_odds_keep_shape_order_and_limit() -> None:
+    scores = np.array([[0.0, 0.1], [0.9, 1.0]])
+    odds = log_odds(scores, limit=2.0)
+    assert odds == pytest.approx(np.array([[-2.0, -2.0], [2.0, 2.0]]))
+    assert log_odds(scores)[0, 1] == pytest.approx(-log(9))
+
+
+# One round ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "p_value", "action"),
+    [
+        (0.99, 0.01, Action.DROP),
+        (0.99, 0.06, Action.KEEP),  # suspicious to the detector, not rare
+        (0.49, 0.01, Action.KEEP),  # rare, not suspicious to the detector
+        (0.10, 0.90, Action.KEEP),
+        (0.50, 0.05, Action.DROP),  # both borders belong to the suspicious side
+    ],
+)
+def test_both_conditions_must_hold(score: float, p_value: float, action: Action) -> None:
+    decision = once(Policy(fpr_budget=0.05), score, p_value)
+    assert decision.action is action
+    assert decision.weight == (0.0 if action is Action.DROP else 1.0)
+    assert bool(decision.reason) == (action is Action.DROP)
+
+
+def test_the_budget_is_the_operators() -> None:
+    assert once(Policy(fpr_budget=0.2), 0.9, 0.15).action is Action.DROP
+    assert once(Policy(fpr_budget=0.1), 0.9, 0.15).action is Action.KEEP
+
+
+def test_decisions_come_in_the_order_of_the_clients() -> None:
+    decisions = Policy().decide(["a", "b", "c"], [0.1, 0.99, 0.2], [0.5, 0.01, 0.4])
+    assert [d.action for d in decisions] == [Action.KEEP, Action.DROP, Action.KEEP]
+
+
+def test_an_empty_round_decides_nothing() -> None:
+    policy = Policy()
+    assert policy.decide([], [], []) == []
+    assert policy.suspicion_ == {}
+
+
+@pytest.mark.parametrize("short", [0, 1, 2], ids=["clients", "scores", "p_values"])
+def test_rows_of_different_length_are_refused(short: int) -> None:
+    rows: list[list[str] | list[float]] = [["a", "b"], [0.1, 0.2], [0.5, 0.5]]
+    rows[short] = rows[short][:1]
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        Policy().decide(*rows)  # type: ignore[arg-type]
+
+
+def test_the_reason_says_what_was_compared() -> None:
+    policy = Policy(fpr_budget=0.05)
+    assert once(policy, 0.8, 0.012).reason == "p = 0.012 <= 0.05, score 0.800"
+    again = once(policy, 0.8, 0.012).reason
+    assert again == "p = 0.012 <= 0.05, score 0.800, suspicious before (reputation was 0.25)"
+
+
+# Rounds ------------------------------------------------------------------------------------------
+
+
+def test_a_suspicious_past_by_hand() -> None:
+    """Suspicion in units of ln 2, memory one half: 2, then 3, then 2.5, then 1.25."""
+    policy = Policy(fpr_budget=0.05, memory=0.5)
+    assert policy.reputation("a") == 1.0
+
+    first = once(policy, 0.8, RARE)  # posterior 2
+    assert first.action is Action.DROP
+    assert first.reputation == pytest.approx(2**-2)
+
+    second = once(policy, 0.5, RARE)  # posterior 0 + 2; suspicion 2 / 2 + 2
+    assert second.action is Action.DROP
+    assert second.reputation == pytest.approx(2**-3)
+
+    third = once(policy, 0.2, RARE)  # posterior -2 + 3; suspicion 3 / 2 + 1
+    assert third.action is Action.DROP
+    assert third.reputation == pytest.approx(2**-2.5)
+
+    fourth = once(policy, 0.99, COMMON)  # not rare: kept, and half is forgotten
+    assert fourth.action is Action.KEEP
+    assert fourth.reputation == pytest.approx(2**-1.25)
+    assert policy.reputation("a") == fourth.reputation
+
+
+def test_the_past_belongs_to_its_client() -> None:
+    policy = Policy()
+    once(policy, 0.99, RARE, "a")
+    assert once(policy, 0.2, RARE, "b").action is Action.KEEP
+    assert once(policy, 0.2, RARE, "a").action is Action.DROP
+    assert policy.reputation("b") == 1.0
+    assert policy.reputation("never seen") == 1.0
+
+
+def test_the_past_alone_drops_nobody() -> None:
+    """A p-value above the budget keeps, so a wronged client is heard again at once."""
+    policy = Policy()
+    for _ in range(20):
+        once(policy, 1.0, RARE)
+    assert once(policy, 1.0, 0.051).action is Action.KEEP
+
+
+def test_a_round_of_absence_forgets_nothing() -> None:
+    policy = Policy()
+    before = once(policy, 0.9, RARE, "a").reputation
+    once(policy, 0.1, COMMON, "b")
+    assert policy.reputation("a") == before
+
+
+def test_suspicion_is_bounded() -> None:
+    """At most 4 a round, so it stays below 4 / (1 - memory) however long an attack lasts."""
+    policy = Policy(memory=0.5)
+    expected = [4.0, 6.0, 7.0, 7.5]
+    for bound in expected:
+        assert once(policy, 1.0, RARE).reputation == pytest.approx(exp(-bound))
+    for _ in range(50):
+        once(policy, 1.0, RARE)
+    assert policy.suspicion_["a"] <= 8.0
+    assert 0 < policy.reputation("a") < 1
+
+
+def test_without_memory_only_the_last_round_counts() -> None:
+    policy = Policy(memory=0.0)
+    once(policy, 0.8, RARE)
+    assert once(policy, 0.5, COMMON).reputation == 1.0
+    assert once(policy, 0.4, RARE).action is Action.KEEP
+
+
+def test_clean_rounds_earn_no_credit() -> None:
+    patient, newcomer = Policy(), Policy()
+    for _ in range(100):
+        once(patient, 0.0, 1.0)
+    assert once(patient, 0.5, 0.05) == once(newcomer, 0.5, 0.05)
+
+
+def test_two_policies_share_no_memory() -> None:
+    one, other = Policy(), Policy()
+    once(one, 0.99, RARE)
+    assert other.suspicion_ == {}
+
+
+# Modes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "weight"),
+    [(0.5, 1 / 2), (2 / 3, 1 / 5), (0.8, 1 / 17), (8 / 9, 1 / 65)],
+)
+def test_downweight_by_hand(score: float, weight: float) -> None:
+    """One over one plus the squared posterior odds: 1, 2, 4 and 8."""
+    decision = once(Policy(mode="downweight"), score, RARE)
+    assert decision.action is Action.DOWNWEIGHT
+    assert decision.weight == pytest.approx(weight)
+
+
+def test_downweight_counts_the_past() -> None:
+    policy = Policy(mode="downweight")
+    once(policy, 0.8, RARE)
+    assert once(policy, 2 / 3, RARE).weight == pytest.approx(1 / 65)  # odds 2, past 4: 8
+
+
+def test_monitor_decides_and_remembers_like_filter() -> None:
+    rng = np.random.default_rng(0)
+    policies = Policy(mode="monitor"), Policy(mode="filter")
+    for _ in range(30):
+        scores, p_values = rng.random(5).tolist(), (rng.random(5) / 5).tolist()
+        seen = [p.decide(list("abcde"), scores, p_values) for p in policies]
+        assert seen[0] == seen[1]
+    assert policies[0].suspicion_ == policies[1].suspicion_ != {}
+
+
+def test_all_modes_suspect_the_same() -> None:
+    for mode in MODES:
+        decisions = Policy(mode=mode).decide(list("abc"), [0.9, 0.9, 0.1], [RARE, COMMON, RARE])
+        assert [d.action is not Action.KEEP for d in decisions] == [True, False, False]
+
+
+# Properties --------------------------------------------------------------------------------------
+
+unit = st.floats(0, 1)
+histories = st.lists(st.tuples(unit, unit), max_size=12)
+
+
+@given(histories, unit, st.floats(1e-6, 1), st.sampled_from(MODES))
+def test_history_never_helps(
+    history: list[tuple[float, float]], score: float, p_value: float, mode: Mode
+) -> None:
+    known = Policy(mode=mode)
+    for past in history:
+        once(known, *past)
+    assert once(known, score, p_value).weight <= once(Policy(mode=mode), score, p_value).weight
+
+
+@given(histories, st.floats(0.01, 0.99), st.floats(0, 0.9))
+def test_weights_and_reputations_stay_in_range(
+    history: list[tuple[float, float]], budget: float, memory: float
+) -> None:
+    policy = Policy(mode="downweight", fpr_budget=budget, memory=memory)
+    for score, p_value in history:
+        decision = once(policy, score, p_value)
+        assert 0 < decision.weight <= 1
+        assert 0 < decision.reputation <= 1
+        assert decision.action is Action.KEEP or decision.weight <= 0.5
+
+
+def test_the_budget_bounds_what_benign_clients_lose() -> None:
+    """Even if the detector calls everybody malicious and everybody was suspicious before."""
+    policy = Policy(fpr_budget=0.05)
+    clients = [str(i) for i in range(1000)]
+    for _ in range(3):
+        policy.decide(clients, [1.0] * 1000, [RARE] * 1000)
+    p_values = ((np.arange(1000) + 1) / 1000).tolist()
+    dropped = [d.action is Action.DROP for d in policy.decide(clients, [1.0] * 1000, p_values)]
+    assert sum(dropped) == 50
+
+
+def test_the_order_of_clients_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    clients = [str(i) for i in range(40)]
+    forward, shuffled = Policy(), Policy()
+    for _ in range(5):
+        scores, p_values = rng.random(40), rng.random(40) / 10
+        order = rng.permutation(40)
+        expected = forward.decide(clients, scores.tolist(), p_values.tolist())
+        found = shuffled.decide(
+            [clients[i] for i in order], scores[order].tolist(), p_values[order].tolist()
+        )
+        assert found == [expected[i] for i in order]
+
+
+# Settings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0, -0.1, 5.0, float("nan")])
+def test_impossible_budgets_are_refused(budget: float) -> None:
+    with pytest.raises(ValueError, match=r"fpr_budget must be in \(0, 1\), got"):
+        Policy(fpr_budget=budget)
+
+
+@pytest.mark.parametrize("memory", [-0.1, 1.0, float("nan")])
+def test_impossible_memories_are_refused(memory: float) -> None:
+    with pytest.raises(ValueError, match=r"memory must be in \[0, 1\), got"):
+        Policy(memory=memory)
+
+
+def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="monitor, filter, downweight, got 'block'"):
+        Policy(mode="block")  # type: ignore[arg-type]
