@@ -64,7 +64,7 @@ class _PixelTrigger:
         weight = (self.mask * self.opacity).astype(x.dtype)
         pattern = self.pattern.astype(x.dtype)
         image = x.shape[1:]
-        if np.broadcast_shapes(image, weight.shape, pattern.shape) != image:
+        if not all(_fits(part.shape, image) for part in (weight, pattern)):
             raise ValueError(
                 f"trigger {self.name!r} was made for images {weight.shape}, got {image}; "
                 "draw one with like= these images"
@@ -72,6 +72,11 @@ class _PixelTrigger:
         blended = (1 - weight) * x + weight * pattern
         stamped: NDArray[Any] = np.clip(blended, np.minimum(x, pattern), np.maximum(x, pattern))
         return stamped
+
+
+def _fits(part: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether a mask or pattern covers an image (channels, height, width)."""
+    return part in ((), image[1:], (1, *image[1:]), image)
 
 
 def _check(mask: Floats, pattern: Floats, opacity: float) -> None:
