@@ -1,0 +1,138 @@
+"""Progress bars while federations run, and one table when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fl_shield.simulations.campaign import Campaign
+    from fl_shield.simulations.outcome import RoundRow
+    from fl_shield.simulations.scenario import Scenario
+
+DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "shield": "FedAvg + shield"}
+
+
+class CampaignProgress:
+    """A bar for each federation; on a terminal that cannot redraw, a line now and then.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        What is about to run.
+    console : Console, optional
+        Where to write; standard error by default.
+    """
+
+    def __init__(self, campaign: Campaign, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        for scenario in campaign.scenarios:
+            kept = campaign.is_finished(scenario) and not campaign.force
+            self._add(scenario, kept)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def on_event(self, scenario: Scenario, row: RoundRow) -> None:
+        """Show one finished round."""
+        state = f"accuracy {row.accuracy:.3f}  ASR {row.asr:.3f}"
+        task = self._tasks[scenario.to_json()]
+        self._progress.start_task(task)
+        self._progress.update(task, completed=row.server_round, state=state)
+        if not self._console.is_terminal and _is_milestone(row.server_round, scenario.n_rounds):
+            where = f"round {row.server_round}/{scenario.n_rounds}"
+            self._console.print(f"{describe(scenario)}: {where}  {state}")
+
+    def _add(self, scenario: Scenario, kept: bool) -> None:
+        n_rounds = scenario.n_rounds
+        self._tasks[scenario.to_json()] = self._progress.add_task(
+            describe(scenario),
+            start=False,
+            total=n_rounds,
+            completed=n_rounds if kept else 0,
+            state="kept from before" if kept else "",
+        )
+
+
+def describe(scenario: Scenario) -> str:
+    """Return what tells a federation from the others, in words."""
+    attack = "no attack" if scenario.attack == "none" else scenario.attack
+    return f"{attack} · {DEFENSE_NAMES[scenario.defense]} · seed {scenario.seed}"
+
+
+def show_results(entries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print one row for each federation of a results file."""
+    table = Table(title="Federations", title_justify="left")
+    table.add_column("attack")
+    table.add_column("defence")
+    for title in (
+        "seed",
+        "main-task accuracy",
+        "attack success rate",
+        "malicious rejected",
+        "benign rejected",
+        "AUC of scores",
+        "shield, share of round",
+    ):
+        table.add_column(title, justify="right")
+    for entry in entries:
+        table.add_row(*_cells(entry))
+    (console or Console()).print(table)
+
+
+def _cells(entry: Mapping[str, Any]) -> list[str]:
+    shielded = entry["defense"] == "shield"
+    defended = entry["defense"] != "none"
+    auc = entry["score_auc"]
+    return [
+        entry["attack"],
+        DEFENSE_NAMES[entry["defense"]],
+        str(entry["seed"]),
+        _percent(entry["main_accuracy"]),
+        _percent(entry["asr"]),
+        _percent(entry["tpr"] if defended else None),
+        _percent(entry["fpr"] if defended else None),
+        "–" if auc is None else f"{auc:.3f}",
+        _percent(entry["shield_seconds"] / entry["round_seconds"] if shielded else None),
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _is_milestone(server_round: int, n_rounds: int) -> bool:
+    return server_round % max(1, n_rounds // 5) == 0

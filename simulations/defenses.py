@@ -1,0 +1,159 @@
+"""The strategies that a scenario can put in charge, and what each one rejected.
+
+A defence here is a Flower strategy with a way to ask it afterwards whom it turned away. Only
+MultiKrum is told how many clients attack; nobody is told which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, MultiKrum, Strategy
+
+from fl_shield.inspector import Inspector
+from fl_shield.simulations.outcome import ClientRow
+from fl_shield.simulations.task import FederatedTask
+from fl_shield.strategies import ShieldedStrategy
+from fl_shield.types import Action, AuditSink
+
+FLAGGED = frozenset({Action.DROP, Action.DOWNWEIGHT, Action.REJECT})
+"""Actions that count as a rejected update."""
+
+
+ClientId = Callable[[int], str]
+"""From a node id to the name under which the shield remembers and records a client."""
+
+
+class Defense(Protocol):
+    """A strategy, and what it decided on the round just aggregated."""
+
+    strategy: Strategy
+
+    @property
+    def shield_seconds(self) -> float:
+        """Time that the shield took for the last round; 0 without a shield."""
+        ...
+
+    @property
+    def run_id(self) -> str:
+        """The audit's name for this run; empty without an audit."""
+        ...
+
+    def expect(self, n_participants: int, n_attackers: int) -> None:
+        """Hear how many clients are asked next, and how many of them attack."""
+        ...
+
+    def judge(self, row: ClientRow, reply: Message) -> ClientRow:
+        """Return one client's row with what was decided on its reply."""
+        ...
+
+
+def _all_nodes() -> dict[str, Any]:
+    return {
+        "fraction_train": 1.0,
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": 1,
+        "min_available_nodes": 1,
+    }
+
+
+class Undefended:
+    """Plain FedAvg: everybody is kept."""
+
+    shield_seconds = 0.0
+    run_id = ""
+
+    def __init__(self) -> None:
+        self.strategy: Strategy = FedAvg(**_all_nodes())
+
+    def expect(self, n_participants: int, n_attackers: int) -> None:
+        """Need to know nothing."""
+
+    def judge(self, row: ClientRow, reply: Message) -> ClientRow:
+        """Return the row as it is: nobody is rejected."""
+        return row
+
+
+class OracleMultiKrum:
+    """Flower's MultiKrum, told each round's true number of attackers f and keeping n - f."""
+
+    shield_seconds = 0.0
+    run_id = ""
+
+    def __init__(self) -> None:
+        self._multikrum = MultiKrum(**_all_nodes(), train_metrics_aggr_fn=self._note_selected)
+        self.strategy: Strategy = self._multikrum
+        self._selected: list[RecordDict] = []
+
+    def expect(self, n_participants: int, n_attackers: int) -> None:
+        """Set f, and how many to keep."""
+        self._multikrum.num_malicious_nodes = n_attackers
+        self._multikrum.num_nodes_to_select = n_participants - n_attackers
+
+    def judge(self, row: ClientRow, reply: Message) -> ClientRow:
+        """Mark the row of a client that was not selected."""
+        kept = any(reply.content is content for content in self._selected)
+        return replace(row, rejected=not kept, action=Action.KEEP if kept else Action.DROP)
+
+    def _note_selected(self, selected: list[RecordDict], weight_key: str) -> MetricRecord:
+        """Remember whom MultiKrum selected; it tells nobody but its metrics function."""
+        self._selected = selected
+        return MetricRecord({"n-selected": len(selected)})
+
+
+class Shielded:
+    """FedAvg inside the shield, which is told nothing but the server's clean examples."""
+
+    def __init__(self, task: FederatedTask, audit: AuditSink | None, client_id: ClientId) -> None:
+        scenario, model = task.scenario, task.new_model()
+        self._client_id = client_id
+        inspector = Inspector(model, task.data.clean, seed=scenario.seed, probes=scenario.probes)
+        self._shield = ShieldedStrategy(
+            FedAvg(**_all_nodes()),
+            model=model,
+            clean_data=task.data.clean,
+            inspector=inspector,
+            mode=scenario.mode,
+            fpr_budget=scenario.fpr_budget,
+            audit=audit,
+            seed=scenario.seed,
+            client_id=client_id,
+        )
+        self.strategy: Strategy = self._shield
+
+    @property
+    def run_id(self) -> str:
+        """The audit's name for this run; empty without an audit."""
+        return self._shield.run_id_
+
+    @property
+    def shield_seconds(self) -> float:
+        """Time that the shield took for the last round."""
+        return self._shield.history_[-1].shield_seconds
+
+    def expect(self, n_participants: int, n_attackers: int) -> None:
+        """Need to know nothing."""
+
+    def judge(self, row: ClientRow, reply: Message) -> ClientRow:
+        """Copy the shield's verdict on the client's node."""
+        name = self._client_id(reply.metadata.src_node_id)
+        verdict = next(v for v in self._shield.history_[-1].verdicts if v.client_id == name)
+        return replace(
+            row,
+            rejected=verdict.action in FLAGGED,
+            action=verdict.action.value,
+            score=verdict.score,
+            p_value=verdict.p_value,
+        )
+
+
+MakeDefense = Callable[[FederatedTask, AuditSink | None, ClientId], Defense]
+MAKE_DEFENSE: Mapping[str, MakeDefense] = {
+    "none": lambda task, audit, client_id: Undefended(),
+    "multikrum": lambda task, audit, client_id: OracleMultiKrum(),
+    "shield": Shielded,
+}
+"""How to put each defence in charge of a task."""
