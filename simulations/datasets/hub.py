@@ -32,8 +32,9 @@ def fetch(name: str, partition_by: str) -> Any:
         Column that names the owner.
     """
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if not os.environ.get("HF_HUB_OFFLINE") and not _reachable(hub):
-        raise missing(name, f"reach of {hub}", "could not be fetched: no network") from None
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if not offline and not _reachable(hub):
+        raise missing(name, f"reach of {hub}", "could not be fetched: no network")
     # imported here: five seconds that no other data set should pay
     from flwr_datasets import FederatedDataset
     from flwr_datasets.partitioner import NaturalIdPartitioner

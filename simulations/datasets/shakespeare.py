@@ -28,9 +28,8 @@ VOCABULARY = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijk
 LENGTH = 80
 """Characters of one input."""
 
-_TOKENS = np.full(256, -1, dtype=np.int64)
+_TOKENS = np.full(128, VOCABULARY.index(" "), dtype=np.int64)
 _TOKENS[[ord(character) for character in VOCABULARY]] = np.arange(len(VOCABULARY))
-_SPACE = VOCABULARY.index(" ")
 
 
 def read_shakespeare(request: Request) -> Corpus:
@@ -100,8 +99,9 @@ def encode(text: str) -> Ints:
     >>> encode("Ab").tolist(), encode("é ").tolist()
     ([25, 54], [1, 1])
     """
-    tokens = _TOKENS[np.frombuffer(text.encode("latin-1", "replace"), dtype=np.uint8)]
-    return np.where(tokens < 0, _SPACE, tokens)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    tokens: Ints = _TOKENS[np.minimum(points, len(_TOKENS) - 1)]
+    return tokens
 
 
 def windows(x: Sequence[str] | NDArray[Any], y: Sequence[str] | NDArray[Any]) -> Samples:

@@ -1,0 +1,98 @@
+"""The real data beside the checkout: FEMNIST by writer and Shakespeare by role."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fl_shield.rng import keyed
+from fl_shield.simulations.datasets import FederatedData, fingerprint, load
+from fl_shield.simulations.victims import build_model, default_model, default_training
+from fl_shield.training import accuracy, train
+from fl_shield.types import Samples
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("FL_SHIELD_DATA", BESIDE))
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif(
+        not DATA.is_dir(), reason="no real data beside the checkout: set FL_SHIELD_DATA"
+    ),
+]
+
+
+def rows(*parts: Samples) -> list[bytes]:
+    return [x.tobytes() for part in parts for x in part.x]
+
+
+@pytest.fixture(scope="module")
+def femnist() -> FederatedData:
+    return load("femnist", data_dir=DATA)
+
+
+def test_femnist_has_a_hundred_writers_dark_on_white(femnist: FederatedData) -> None:
+    sizes = [len(client) for client in femnist.clients]
+    assert len(sizes) == 100
+    assert min(sizes) >= 18
+    assert 0.85 < sum(sizes) / (sum(sizes) + len(femnist.test)) < 0.95
+    assert np.median(femnist.test.x) == 1.0
+    assert {int(y) for client in femnist.clients for y in client.y} == set(range(62))
+
+
+def test_femnist_duplicates_are_gone(femnist: FederatedData) -> None:
+    test = set(rows(femnist.test))
+    train = rows(*femnist.clients)
+    assert len(set(train)) == len(train)
+    assert test.isdisjoint(train)
+    assert set(rows(femnist.clean)).isdisjoint(test.union(train))
+    assert len(set(femnist.clean.y.tolist())) == 20
+
+
+def test_femnist_npz_is_quick_and_repeatable(femnist: FederatedData) -> None:
+    start = time.process_time()
+    again = load("femnist", data_dir=DATA / "femnist")
+    assert time.process_time() - start < 3
+    assert fingerprint(again) == fingerprint(femnist)
+    assert fingerprint(load("femnist", data_dir=DATA, seed=1)) != fingerprint(femnist)
+
+
+def test_leaf_json_holds_the_same_pictures_as_npz() -> None:
+    start = time.process_time()
+    leaf = load("femnist", data_dir=DATA / "femnist" / "leaf_json", n_clients=100)
+    assert time.process_time() - start < 15
+    npz = load("femnist", data_dir=DATA, n_clients=290)
+    by_name = dict(zip(npz.client_names, npz.clients, strict=True))
+    shared = [
+        (client, by_name[name])
+        for name, client in zip(leaf.client_names, leaf.clients, strict=True)
+        if name in by_name and len(by_name[name]) == len(client)
+    ]
+    assert len(shared) > 20
+    for a, b in shared[:20]:
+        assert np.allclose(np.sort(a.x.ravel()), np.sort(b.x.ravel()), atol=1e-6)
+        assert np.bincount(a.y, minlength=62).tolist() == np.bincount(b.y, minlength=62).tolist()
+
+
+def test_femnist_is_learned_by_the_default_model(femnist: FederatedData) -> None:
+    model = build_model(default_model("femnist"), femnist, seed=0)
+    pooled = Samples.join(femnist.clients[:30])
+    train(model, pooled, default_training("femnist"), keyed(0, 0))
+    assert accuracy(model, femnist.test) > 0.6
+
+
+def test_shakespeare_reads_as_text() -> None:
+    data = load("shakespeare", data_dir=DATA, n_clients=50)
+    text = "".join(data.vocabulary[t] for t in data.clients[0].x[:, 0])
+    assert len(data.clients) == 50
+    assert 0.1 < text.count(" ") / len(text) < 0.3
+    assert set(rows(*data.clients)).isdisjoint(rows(data.test))
+
+
+def test_leafs_own_shakespeare_has_five_roles_so_clean_is_cut_out() -> None:
+    path = DATA / "shakespeare" / "leaf_json" / "fluid_leaf_5roles_train.json.gz"
+    data = load("shakespeare", data_dir=path)
+    assert len(data.clients) == 5
+    assert set(rows(data.clean)).isdisjoint(rows(*data.clients, data.test))
