@@ -59,6 +59,15 @@ def initial_arrays() -> dict[str, NDArray[Any]]:
     }
 
 
+def step(name: str, array: NDArray[Any], size: int) -> NDArray[Any]:
+    """One client's training: counters go up by two, ``w`` moves, everything else shrinks."""
+    if array.dtype.kind == "i":
+        return np.asarray(array + 2)
+    if name == "w":
+        return array + np.float32(0.1 * size)
+    return array * np.float32(1 - 0.01 * size)
+
+
 def new_client_app(mods: list[Any] | None = None) -> ClientApp:
     """Each client moves the model by its own step; the number of examples is 10 + partition."""
     app = ClientApp(mods=mods or [])
@@ -67,11 +76,7 @@ def new_client_app(mods: list[Any] | None = None) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         i = int(context.node_config["partition-id"])
         arrays = from_record(message.content.array_records["arrays"])
-        moved = {
-            "w": arrays["w"] + np.float32(0.1 * (i + 1)),
-            "k": arrays["k"] * np.float32(1 - 0.01 * (i + 1)),
-            "steps": arrays["steps"] + 2,
-        }
+        moved = {name: step(name, array, i + 1) for name, array in arrays.items()}
         metrics = MetricRecord({"loss": 0.5 + i, "num-examples": 10 + i})
         content = RecordDict({"arrays": to_record(moved), "metrics": metrics})
         return Message(content, reply_to=message)
