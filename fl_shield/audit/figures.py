@@ -264,8 +264,9 @@ def _key(figure: Figure, axes: Axes, actions: set[Action]) -> None:
         ax=axes,
         fraction=0.025,
         pad=0.015,
-        aspect=28,
-        shrink=0.9,
+        aspect=20,
+        shrink=min(1.0, 2.4 / figure.get_figheight()),
+        anchor=(0, 1),
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=INK, labelsize=8, length=0)

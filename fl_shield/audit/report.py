@@ -23,7 +23,7 @@ from fl_shield.audit.figures import (
 from fl_shield.audit.plain import plain_text
 from fl_shield.audit.result_table import ResultTable, result_table
 from fl_shield.audit.store import AuditStore
-from fl_shield.audit.summary import RunSummary, summarise_run
+from fl_shield.audit.summary import RunSummary, run_name, summarise_run
 from fl_shield.errors import AuditError
 from fl_shield.types import Action
 
@@ -148,21 +148,11 @@ def _section(store: AuditStore, run_id: str, index: int) -> RunSection:
     summary = summarise_run(store, run_id)
     return RunSection(
         summary=summary,
-        name=_run_name(summary),
+        name=run_name(summary.run),
         head=store.head(summary.run.run_id),
         settings=_flat(summary.run.settings),
         figures=_run_figures(summary, f"run{index}"),
     )
-
-
-def _run_name(summary: RunSummary) -> str:
-    """Return what tells a run from others: its name, or attack, defense and mode."""
-    settings = summary.run.settings
-    named = settings.get("name") or settings.get("scenario")
-    if isinstance(named, str):
-        return named
-    parts = [settings.get(key) for key in ("dataset", "attack", "defense", "strategy", "mode")]
-    return " · ".join(part for part in parts if isinstance(part, str)) or summary.run.run_id
 
 
 def _default_title(sections: Sequence[RunSection]) -> str:
@@ -257,7 +247,7 @@ def _template() -> Template:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}g}"
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _share(part: float | None, whole: float = 1) -> str:

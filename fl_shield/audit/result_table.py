@@ -47,7 +47,8 @@ def result_table(results: Mapping[str, Any]) -> ResultTable:
     ResultTable(columns=('defense', 'ASR'), rows=(('shield', '1.2 %'),))
     """
     rows = _rows(results)
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if _is_single(value))
+    found = dict.fromkeys(name for row in rows for name, value in row.items() if _is_single(value))
+    names = sorted(found, key=_order)
     columns = tuple(_TITLES.get(name, name.replace("_", " ")) for name in names)
     body = tuple(tuple(_shown(name, row.get(name)) for name in names) for row in rows)
     return ResultTable(columns=columns, rows=body)
@@ -60,6 +61,12 @@ def _rows(results: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     if results and all(isinstance(value, Mapping) for value in results.values()):
         return [{"": name, **row} for name, row in results.items()]
     return [{"": name, "value": value} for name, value in results.items()]
+
+
+def _order(name: str) -> int:
+    """Return the place of a column: row names, then the known ones, then the rest as found."""
+    known = ["", *_TITLES]
+    return known.index(name) if name in known else len(known)
 
 
 def _is_single(value: Any) -> bool:

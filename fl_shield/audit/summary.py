@@ -79,9 +79,11 @@ class RunSummary:
     actions: Mapping[tuple[int, Action], int] = field(default_factory=dict)
 
     @property
-    def applied(self) -> bool:
-        """False where no action changed an aggregate, as in monitor mode."""
-        return any(entry.verdict.applied for entry in self.verdicts) or not self.verdicts
+    def n_not_applied(self) -> int:
+        """Decisions against a client that changed no aggregate, as in monitor mode."""
+        decided = (*REFUSED, Action.DOWNWEIGHT)
+        verdicts = [entry.verdict for entry in self.verdicts]
+        return sum(not verdict.applied and verdict.action in decided for verdict in verdicts)
 
     @property
     def shield_seconds(self) -> float:
@@ -93,6 +95,22 @@ class RunSummary:
         """Part of the rounds' time that was spent inside the shield; None without times."""
         total = sum(entry.round_seconds for entry in self.rounds)
         return self.shield_seconds / total if total > 0 else None
+
+
+def run_name(run: AuditedRun) -> str:
+    """Return what tells a run from others: its name, or data set, attack, defense and mode.
+
+    Examples
+    --------
+    >>> run_name(AuditedRun(run_id="r", started_at="", settings={"mode": "filter", "attack": "lp"}))
+    'lp · filter'
+    """
+    named = run.settings.get("name") or run.settings.get("scenario")
+    if isinstance(named, str):
+        return named
+    keys = ("dataset", "attack", "defense", "strategy", "mode")
+    parts = [run.settings.get(key) for key in keys]
+    return " · ".join(part for part in parts if isinstance(part, str)) or run.run_id
 
 
 def summarise_run(store: AuditStore, run_id: str) -> RunSummary:
