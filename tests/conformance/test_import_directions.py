@@ -30,7 +30,7 @@ CORE_ROWS = (
 )
 RANKS = {part: rank for rank, row in enumerate(CORE_ROWS) for part in row}
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "safetensors"}
-AUDIT_LIBRARIES = {"sqlalchemy", "jinja2", "matplotlib", "numpy"}
+AUDIT_LIBRARIES = {"sqlalchemy", "jinja2", "markupsafe", "matplotlib", "numpy"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Modules that may seed and use the global generators, because Flower and torch do behind them.
 HARNESS = {

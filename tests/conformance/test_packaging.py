@@ -190,7 +190,8 @@ def test_the_wheel_runs_in_an_empty_environment(wheel: Path, tmp_path: Path) -> 
     # -S keeps out this environment's .pth files, and with them the editable checkout.
     start = f"import sys; sys.path.append({lent!r}); import fl_shield; print(fl_shield.__file__)"
     call = f"{start}; from fl_shield.cli import main; main()"
-    options = ["simulate", "--dataset", "digits", "--clients", "4", "--rounds", "1"]
+    size = ["--clients", "4", "--clients-per-round", "4", "--rounds", "1"]
+    options = ["simulate", "--dataset", "digits", *size]
     done = subprocess.run(
         [sys.executable, "-S", "-c", call, *options, "--out", str(out)],
         cwd=tmp_path,
