@@ -154,8 +154,6 @@ def test_norm_clipped_learns_the_median_honest_norm_of_its_peers() -> None:
 
 def test_norm_clipped_still_plants_the_backdoor() -> None:
     assert _asr(NormClipped(n_epochs=8)(_context())) > _asr(NoAttack()(_context())) + 0.1
-    honest, attacked = _asr(_round(NoAttack())), _asr(_round(NormClipped(n_epochs=8), (0, 1, 2)))
-    assert attacked > honest + 0.05
 
 
 def test_sign_flip_mirrors_the_honest_update() -> None:
