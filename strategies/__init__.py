@@ -1,5 +1,11 @@
 """fl_shield at the edge to Flower: a shield around any strategy, client mods, one converter."""
 
+from fl_shield.strategies.checkpoint import (
+    Checkpoint,
+    checkpointing,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fl_shield.strategies.mods import malicious, report_activations
 from fl_shield.strategies.records import (
     CheckedReply,
@@ -13,12 +19,16 @@ from fl_shield.strategies.shield import ShieldedStrategy
 
 __all__ = [
     "CheckedReply",
+    "Checkpoint",
     "ReplyLimits",
     "SanitisedStrategy",
     "ShieldedStrategy",
     "check_reply",
+    "checkpointing",
     "from_record",
+    "load_checkpoint",
     "malicious",
     "report_activations",
+    "save_checkpoint",
     "to_record",
 ]

@@ -9,7 +9,7 @@ from statistics import median_low
 
 from flwr.app import MetricRecordValues
 
-_HISTORY = 9
+HISTORY = 9
 _MIN_HISTORY = 3
 
 
@@ -50,7 +50,7 @@ class WeightCap:
         limit = self.max_weight * median_low(counts)
         capped = []
         for client_id, count in zip(client_ids, counts, strict=True):
-            past = self.history_.setdefault(client_id, deque(maxlen=_HISTORY))
+            past = self.history_.setdefault(client_id, deque(maxlen=HISTORY))
             own = 2 * median_low(past) if len(past) >= _MIN_HISTORY else limit
             capped.append(min(count, limit, own))
             past.append(capped[-1])
