@@ -10,7 +10,7 @@ from torch import nn
 
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.datasets import FederatedData
-from fl_shield.simulations.victims.text import LeafLSTM, SmallGRU
+from fl_shield.simulations.victims.text import LeafLSTM, SmallLSTM
 from fl_shield.simulations.victims.vision import (
     digits_cnn,
     digits_mlp,
@@ -48,7 +48,7 @@ MODELS: Mapping[str, Victim] = {
     "small-cnn": Victim(build=small_cnn, input_shape=(1, 28, 28)),
     "leaf-cnn": Victim(build=leaf_cnn, input_shape=(1, 28, 28)),
     "fed-cnn": Victim(build=fed_cnn, input_shape=(1, 28, 28)),
-    "small-gru": Victim(build=SmallGRU, input_shape=(80,), kind="text"),
+    "small-lstm": Victim(build=SmallLSTM, input_shape=(80,), kind="text"),
     "leaf-lstm": Victim(build=LeafLSTM, input_shape=(80,), kind="text"),
 }
 """Every network by name."""
@@ -57,8 +57,14 @@ _DEFAULTS: Mapping[str, tuple[str, TrainingConfig]] = {
     "digits": ("digits-cnn", TrainingConfig(n_epochs=2, batch_size=16, lr=0.05, momentum=0.9)),
     "glyphs": ("small-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.05, momentum=0.9)),
     "femnist": ("small-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.05, momentum=0.9)),
-    "shakespeare": ("small-gru", TrainingConfig(n_epochs=1, batch_size=20, lr=0.8, clip_norm=5.0)),
-    "roles": ("small-gru", TrainingConfig(n_epochs=1, batch_size=20, lr=0.8, clip_norm=5.0)),
+    "shakespeare": (
+        "small-lstm",
+        TrainingConfig(n_epochs=1, batch_size=10, lr=0.3, momentum=0.9, clip_norm=1.0),
+    ),
+    "roles": (
+        "small-lstm",
+        TrainingConfig(n_epochs=1, batch_size=10, lr=0.3, momentum=0.9, clip_norm=1.0),
+    ),
 }
 
 

@@ -18,8 +18,8 @@ COUNTS = {
     "small-cnn": 160 + 4_640 + 1568 * 128 + 128 + 128 * 62 + 62,
     "leaf-cnn": 6_603_710,
     "fed-cnn": 1_206_590,
-    # three gates of a GRU, four of an LSTM, two bias vectors each
-    "small-gru": 80 * 16 + 3 * 128 * (16 + 128 + 2) + 128 * 80 + 80,
+    # four gates of an LSTM, two bias vectors each
+    "small-lstm": 80 * 16 + 4 * 128 * (16 + 128 + 2) + 128 * 80 + 80,
     "leaf-lstm": 80 * 8 + 4 * 256 * (8 + 256 + 2) + 4 * 256 * (256 + 256 + 2) + 256 * 80 + 80,
 }
 
@@ -75,7 +75,7 @@ def test_unknown_and_unfitting_models_are_refused_with_those_that_fit() -> None:
     with pytest.raises(ScenarioError, match="use digits-mlp or digits-cnn"):
         build_model("leaf-cnn", digits, seed=0)
     with pytest.raises(ScenarioError, match="takes text inputs"):
-        build_model("small-gru", digits, seed=0)
+        build_model("small-lstm", digits, seed=0)
 
 
 def test_every_data_set_has_a_default_model_and_training() -> None:
