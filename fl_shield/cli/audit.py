@@ -1,10 +1,12 @@
-"""``fl-shield audit``: list, show, verify, report and export what the shield recorded."""
+"""``fl-shield audit``: list, show, verify, report and export what the shield recorded.
+
+What is wrong with the input raises :class:`fl_shield.errors.AuditError`; the command line makes it
+one sentence and exit code 2.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -92,8 +94,7 @@ def list_runs(db: Database = None) -> None:
     fl-shield audit list --db postgresql+psycopg://me@host/shield
     ```
     """
-    with _sentences():
-        Console(highlight=False).print(runs_table(_open(db).runs()))
+    Console(highlight=False).print(runs_table(_open(db).runs()))
 
 
 @app.command()
@@ -117,14 +118,13 @@ def show(
     fl-shield audit show latest --client 4071
     ```
     """
-    with _sentences():
-        summary = summarise_run(_open(db), run)
-        chosen = _chosen(summary, server_round, client)
-        console = Console(highlight=False)
-        print_heading(console, summary)
-        print_notes(console, summary, server_round)
-        everything = server_round is None and client is None
-        console.print(rounds_table(summary) if everything else verdicts_table(chosen))
+    summary = summarise_run(_open(db), run)
+    chosen = _chosen(summary, server_round, client)
+    console = Console(highlight=False)
+    print_heading(console, summary)
+    print_notes(console, summary, server_round)
+    everything = server_round is None and client is None
+    console.print(rounds_table(summary) if everything else verdicts_table(chosen))
 
 
 @app.command()
@@ -152,20 +152,17 @@ def verify(
     fl-shield audit verify latest --head 3f0c...e1 --key-file audit.key
     ```
     """
-    with _sentences():
-        store = _open(db, key_file)
-        found = store.verify(_hash(head), run_id=run)
-        if found.fault is not None:
-            typer.echo(f"BROKEN: {plain_text(found.fault)}", err=True)
-            raise typer.Exit(1)
-        kind = "HMAC-SHA256" if found.keyed else "SHA-256"
-        typer.echo(f"intact: {found.n_rows} rows hold ({kind}), head {found.head}")
-        if found.n_after_head is None:
-            typer.echo("(a head noted earlier, given with --head, also shows a cut end)")
-        elif found.n_after_head:
-            typer.echo(
-                f"the head given is in the chain; {found.n_after_head} rows were written since"
-            )
+    store = _open(db, key_file)
+    found = store.verify(_hash(head), run_id=run)
+    if found.fault is not None:
+        typer.echo(f"BROKEN: {plain_text(found.fault)}", err=True)
+        raise typer.Exit(1)
+    kind = "HMAC-SHA256" if found.keyed else "SHA-256"
+    typer.echo(f"intact: {found.n_rows} rows hold ({kind}), head {found.head}")
+    if found.n_after_head is None:
+        typer.echo("(a head noted earlier, given with --head, also shows a cut end)")
+    elif found.n_after_head:
+        typer.echo(f"the head given is in the chain; {found.n_after_head} rows were written since")
 
 
 @app.command()
@@ -186,9 +183,8 @@ def report(
     fl-shield audit report latest --db runs/demo/audit.db --out latest.html
     ```
     """
-    with _sentences():
-        path = write_report(_open(db, key_file), run, out)
-        typer.echo(f"wrote {path}")
+    path = write_report(_open(db, key_file), run, out)
+    typer.echo(f"wrote {path}")
 
 
 @app.command("export")
@@ -210,29 +206,18 @@ def export_verdicts(
     fl-shield audit export latest | head
     ```
     """
-    with _sentences():
-        verdicts = _open(db).verdicts(run)
-        if out is None:
-            export(verdicts, sys.stdout, format.value)
-            return
-        try:
-            with out.open("w", encoding="utf-8", newline="") as file:
-                n_rows = export(verdicts, file, format.value)
-        except OSError as error:
-            raise AuditError(
-                f"cannot write {out} ({error.strerror}): name a file in a folder that exists"
-            ) from error
-        typer.echo(f"wrote {n_rows} verdicts to {out}", err=True)
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """Turn what was wrong with the input into one sentence and exit code 2."""
+    verdicts = _open(db).verdicts(run)
+    if out is None:
+        export(verdicts, sys.stdout, format.value)
+        return
     try:
-        yield
-    except AuditError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+        with out.open("w", encoding="utf-8", newline="") as file:
+            n_rows = export(verdicts, file, format.value)
+    except OSError as error:
+        raise AuditError(
+            f"cannot write {out} ({error.strerror}): name a file in a folder that exists"
+        ) from error
+    typer.echo(f"wrote {n_rows} verdicts to {out}", err=True)
 
 
 def _open(db: str | None, key_file: Path | None = None) -> AuditStore:
