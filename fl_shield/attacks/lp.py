@@ -51,7 +51,8 @@ class LayerPoisoning:
         The analysis trains its benign model for at most ``max_passes`` passes and looks every
         ``check_every`` passes whether it has reached ``target_accuracy``.
     target_accuracy, give_up_accuracy : float
-        Training accuracy that is enough, and below which the analysis is not believed.
+        Training accuracy that is enough, and below which the analysis is not believed; below
+        half of the latter after half of the passes it gives up early.
     max_malicious_passes, min_success : int, float
         The analysis trains its malicious model for one pass more (as published), and repeats
         it, at most ``max_malicious_passes`` times, while its backdoor works on less than
@@ -175,6 +176,8 @@ class LayerPoisoning:
             arrays = train_local(context, training, start=arrays, n_epochs=n_more)
             learned = accuracy(context.model, training)
             n_passes += n_more
+            if n_passes >= self.max_passes / 2 and learned < self.give_up_accuracy / 2:
+                return None
         return arrays if learned >= self.give_up_accuracy else None
 
     def _train_malicious(
