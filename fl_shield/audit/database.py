@@ -15,16 +15,21 @@ from sqlalchemy import (
     create_engine,
     event,
     exc,
+    func,
     inspect,
     make_url,
+    select,
 )
 from sqlalchemy.pool import NullPool, StaticPool
 
-from fl_shield.audit.tables import RUNS, TABLES, metadata
+from fl_shield.audit.tables import TABLES, metadata
 from fl_shield.errors import AuditError
 
 _WAIT_SECONDS = 30
 """How long a writer waits for another one."""
+
+_WRITE_LOCK = 0x666C736869656C64
+"""Number of PostgreSQL's advisory lock that writers take: "flshield" in ASCII."""
 
 
 def database_url(url_or_path: str | Path) -> URL:
@@ -101,8 +106,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
     with _errors_named(engine.url), engine.connect() as connection:
         connection = connection.execution_options(shield_write=True)
         with connection.begin():
-            if engine.dialect.name == "postgresql" and inspect(connection).has_table(RUNS.name):
-                connection.exec_driver_sql(f"LOCK TABLE {RUNS.name} IN SHARE ROW EXCLUSIVE MODE")
+            if engine.dialect.name == "postgresql":  # SQLite locks as it begins
+                connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
             yield connection
 
 

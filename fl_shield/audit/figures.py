@@ -43,7 +43,7 @@ ACTION_COLOURS = {
 """One colour an action, told apart by colour-blind readers too."""
 
 SUSPICION = LinearSegmentedColormap.from_list(
-    "suspicion", ["#dfe8f0", "#b9cfe0", "#efcf9c", "#e28a4f", "#c4341f"]
+    "suspicion", ["#d3e0eb", "#aac5da", "#efcf9c", "#e28a4f", "#c4341f"]
 )
 """From 0, nothing suspicious, to 1."""
 
