@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_shield.errors import DatasetError
-from fl_shield.rng import streams
-from fl_shield.simulations.datasets.corpus import MIN_EXAMPLES, Corpus, Owner
+from fl_shield.rng import keyed
+from fl_shield.simulations.datasets.corpus import MIN_EXAMPLES, SPLIT_STREAM, Corpus, Owner
 from fl_shield.simulations.datasets.federated_data import FederatedData
 from fl_shield.simulations.datasets.partitions import PARTITIONS, dirichlet, iid
 from fl_shield.types import Flags, Ints, Samples
@@ -72,7 +72,8 @@ def federate(corpus: Corpus, split: Split) -> FederatedData:
     split : Split
         Clients, partition, sizes, seed.
     """
-    rngs = streams(split.seed, ["clean", "partition", "cap", "test"])
+    stages = ("clean", "partition", "cap", "test")
+    rngs = {stage: keyed(split.seed, SPLIT_STREAM, i) for i, stage in enumerate(stages)}
     if split.partition == "natural":
         names, clients, test, clean = _natural(corpus, split, rngs["clean"])
     else:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fl_shield.errors import DatasetError
+from fl_shield.rng import keyed
 from fl_shield.types import Samples
 
 MIN_EXAMPLES = 20
 """Owners with fewer training examples than this, or without a test example, are left out."""
+
+
+SOURCE_STREAM, SPLIT_STREAM = 0xDA7A, 0xDA7B
+"""First keys of the streams of this package, far from the rounds and clients of a simulation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,10 @@ class Request:
     n_owners: int
     seed: int = 0
     data_dir: Path | None = None
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """Stream of the source, or of one of its owners: no other part draws from it."""
+        return keyed(self.seed, SOURCE_STREAM, *key)
 
 
 def missing(name: str, where: Path | str, why: str = "was not found") -> DatasetError:

@@ -3,7 +3,6 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fl_shield.rng import streams
 from fl_shield.simulations.datasets.corpus import Corpus, Owner, Request
 from fl_shield.types import Samples
 
@@ -32,7 +31,7 @@ def read_digits(request: Request) -> Corpus:
     raw = load_digits()
     x = (raw.data.reshape(-1, 1, 8, 8) / 16.0).astype(np.float32)
     y = raw.target.astype(np.int64)
-    rng = streams(request.seed, ["digits split"])["digits split"]
+    rng = request.rng()
     held = np.zeros(len(y), dtype=np.bool_)
     for label in range(10):
         members = rng.permutation(np.flatnonzero(y == label))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_shield.rng import streams
 from fl_shield.simulations.datasets.corpus import Corpus, Owner, Request, missing
 from fl_shield.simulations.datasets.hub import fetch, read_partitioner
 from fl_shield.simulations.datasets.leaf import find_leaf, read_leaf
@@ -35,7 +34,7 @@ def read_femnist(request: Request) -> Corpus:
         ``femnist/``; where both are there, npz is taken. None: ``flwrlabs/femnist`` through
         flwr-datasets. The seed draws the writers.
     """
-    rng = streams(request.seed, ["femnist owners"])["femnist owners"]
+    rng = request.rng()
     if request.data_dir is None:
         owners = _fetch(request.n_owners, rng)
     else:

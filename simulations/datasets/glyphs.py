@@ -22,7 +22,6 @@ from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from fl_shield.rng import keyed
 from fl_shield.simulations.datasets.corpus import Corpus, Owner, Request
 from fl_shield.types import Floats, Ints, Samples
 
@@ -114,7 +113,7 @@ def read_glyphs(request: Request) -> Corpus:
     """
     owners = []
     for i in range(request.n_owners):
-        rng = keyed(request.seed, i)
+        rng = request.rng(i)
         hand = draw_hand(rng)
         n = int(np.clip(rng.lognormal(5.0, 0.4), 40, 356))
         y = _labels(n, rng)

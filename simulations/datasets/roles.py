@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_shield.rng import keyed
 from fl_shield.simulations.datasets.corpus import Corpus, Owner, Request
 from fl_shield.simulations.datasets.shakespeare import LENGTH, encode, text_corpus
 from fl_shield.types import Floats, Samples
@@ -111,7 +110,7 @@ def read_roles(request: Request) -> Corpus:
     """
     owners = []
     for i in range(request.n_owners):
-        rng = keyed(request.seed, i)
+        rng = request.rng(i)
         habits = draw_habits(rng)
         text = speak(habits, int(rng.integers(*N_SENTENCES)), rng)
         cut = round(TRAIN_SHARE * len(text))

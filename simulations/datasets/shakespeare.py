@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_shield.rng import streams
 from fl_shield.simulations.datasets.corpus import Corpus, Owner, Request, missing
 from fl_shield.simulations.datasets.hub import fetch, read_partitioner
 from fl_shield.simulations.datasets.leaf import LeafFiles, find_leaf, partner, read_leaf
@@ -42,7 +41,7 @@ def read_shakespeare(request: Request) -> Corpus:
         holds ``shakespeare/``. None: ``flwrlabs/shakespeare`` through flwr-datasets. The seed
         draws the roles.
     """
-    rng = streams(request.seed, ["shakespeare owners"])["shakespeare owners"]
+    rng = request.rng()
     if request.data_dir is None:
         owners = _fetch(request.n_owners, rng)
     else:
