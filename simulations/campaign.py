@@ -28,7 +28,7 @@ from fl_shield.errors import AuditError, ScenarioError
 from fl_shield.simulations.engines import run
 from fl_shield.simulations.outcome import RoundRow, summarise
 from fl_shield.simulations.round_log import RoundFollower, start_log
-from fl_shield.simulations.scenario import Defense, Scenario
+from fl_shield.simulations.scenario import Scenario
 
 RESULTS_FILE, AUDIT_FILE, ENTRY_FILE = "results.json", "audit.db", "entry.json"
 VERSIONED = ("fl-shield", "flwr", "torch", "numpy", "scikit-learn", "ray")
@@ -41,7 +41,7 @@ OnEvent = Callable[[Scenario, RoundRow], None]
 def plan(
     base: Mapping[str, Any],
     attacks: Sequence[str],
-    defenses: Sequence[Defense],
+    defenses: Sequence[str],
     seeds: Sequence[int],
 ) -> list[Scenario]:
     """Every attack under every defence for every seed, and the attack-free FedAvg reference.
@@ -60,7 +60,7 @@ def plan(
     ['none-none-s0', 'lp-none-s0', 'lp-shield-s0']
     """
     _check_options(base, attacks)
-    cells: list[tuple[str, Defense, int]] = []
+    cells: list[tuple[str, str, int]] = []
     for seed in seeds:
         cells.append(("none", "none", seed))
         cells += [(attack, defense, seed) for attack in attacks for defense in defenses]

@@ -153,11 +153,11 @@ def _train(message: Message, context: Context) -> Message:
         server_round=int(str(message.content.config_records["config"]["server-round"])),
         partition=int(context.node_config["partition-id"]),
     )
-    metrics = {"train_loss": update.train_loss, "num-examples": update.n_examples}
+    metrics = MetricRecord({"train_loss": update.train_loss, "num-examples": update.n_examples})
     content = RecordDict(
         {
             "arrays": to_record(update.arrays),
-            "metrics": MetricRecord(metrics),
+            "metrics": metrics,
             TRUTH: ConfigRecord({"equals-honest": update.equals_honest}),
         }
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fl_shield.types import Floats
 
@@ -44,7 +46,7 @@ def draw_figures(entries: Sequence[Entry], out: Path) -> list[Path]:
 
 def rounds_figure(entries: Sequence[Entry], attack: str) -> Figure:
     """Attack success rate and main-task accuracy by round, a line for each defence."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=150)
+    figure = Figure(figsize=(9, 3.7), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
     reference = [e for e in entries if e["attack"] == e["defense"] == "none"]
     groups = {"reference": reference} if attack != "none" else {}
@@ -57,10 +59,12 @@ def rounds_figure(entries: Sequence[Entry], attack: str) -> Figure:
     for axes, title in ((left, "attack success rate"), (right, "main-task accuracy")):
         axes.set(title=title, xlabel="round", ylim=(-0.02, 1.02))
         axes.grid(alpha=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     settings = next(e["settings"] for e in entries if e["attack"] == attack)
     if attack != "none":
         left.axvline(settings["attack_from"], color="black", linewidth=0.8, linestyle=":")
-    right.legend(frameon=False, loc="lower right")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"{settings['dataset']}, attack: {attack}")
     return figure
 
@@ -102,19 +106,20 @@ def scores_figure(entry: Entry) -> Figure:
     axes = figure.subplots()
     n_rounds = scores.shape[1]
     extent = (0.5, n_rounds + 0.5, len(scores) - 0.5, -0.5)
-    image = axes.imshow(scores, aspect="auto", cmap="magma_r", vmin=0, vmax=1, extent=extent)
-    image.cmap.set_bad("#f3f3f3")
+    colours = colormaps["magma_r"].with_extremes(bad="#f3f3f3")
+    image = axes.imshow(scores, aspect="auto", cmap=colours, vmin=0, vmax=1, extent=extent)
     figure.colorbar(image, ax=axes, label="score (1 = most suspicious)")
     _mark(axes, entry, "malicious", marker="o", s=14, color="#17c3b2", label="attacks")
     _mark(axes, entry, "rejected", marker="s", s=52, color="#111111", label="rejected")
     axes.set(xlabel="round", ylabel="client")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     attackers = {p for row in entry["rounds"] for p in row["malicious"]}
     ticks = range(len(scores)) if len(scores) <= 40 else sorted(attackers)
     axes.set_yticks(list(ticks))
     for tick, label in zip(ticks, axes.get_yticklabels(), strict=True):
         label.set(fontsize=7, color="#c0392b" if tick in attackers else "black")
     axes.set_title(f"{entry['attack']}, seed {entry['seed']}: scores (malicious clients in red)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

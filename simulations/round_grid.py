@@ -71,7 +71,9 @@ class RoundGrid(Grid):
                     f"a simulated client failed: {reply.error.reason}; see the log beside results"
                 )
         self.replies = sorted(replies, key=self.partition_of)
-        self.truth = {self.partition_of(r): r.content.pop(TRUTH) for r in self.replies}
+        for reply in self.replies:
+            self.truth[self.partition_of(reply)] = reply.content.config_records[TRUTH]
+            del reply.content[TRUTH]
         return self.replies
 
     def set_run(self, run: Any) -> None:

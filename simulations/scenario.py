@@ -30,7 +30,7 @@ PARTITIONS = ("natural", "dirichlet", "iid")
 TEXT_DATASETS = ("shakespeare", "roles")
 OWNERLESS_DATASETS = ("digits",)
 
-STREAMS = ("malicious", "participants", "trigger", "client")
+STREAMS = ("malicious", "participants", "client")
 """Named streams of a scenario's seed; append new ones at the end."""
 _SCENARIO_KEY = 0x5CE  # keeps these streams apart from others of the same seed
 
@@ -56,7 +56,8 @@ class Scenario:
     attack, attack_options
         Name in :data:`fl_shield.attacks.ATTACKS` and its keyword arguments.
     trigger : str
-        Family in :data:`fl_shield.triggers.TRIGGERS`; "" = ``word`` for text, else ``patch``.
+        Family in :data:`fl_shield.triggers.TRIGGERS`, in the fixed form of benchmarks
+        (:func:`fl_shield.triggers.default_trigger`); "" = ``word`` for text, else ``patch``.
     target_label : int
         What the backdoor should make of a stamped input.
     malicious_fraction : float

@@ -9,10 +9,10 @@ from torch import nn
 
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.datasets import FederatedData, load
-from fl_shield.simulations.scenario import Scenario, stream
+from fl_shield.simulations.scenario import Scenario
 from fl_shield.simulations.victims import build_model
 from fl_shield.training import accuracy, logits_of, set_arrays
-from fl_shield.triggers import draw_trigger
+from fl_shield.triggers import default_trigger
 from fl_shield.types import Arrays, Samples, Trigger
 
 
@@ -49,14 +49,14 @@ class FederatedTask:
 
 
 def open_task(scenario: Scenario) -> FederatedTask:
-    """Load data and draw the trigger; the data of one federation is loaded once a process.
+    """Load data and make the trigger; the data of one federation is loaded once a process.
 
     Raises
     ------
     DatasetError
         If the data set is missing, unreadable or too small.
     ScenarioError
-        If the data set has no class ``target_label``.
+        If the data set has no class ``target_label``, or the trigger or the network does not fit.
     """
     data = _load(
         scenario.dataset,
@@ -73,10 +73,17 @@ def open_task(scenario: Scenario) -> FederatedTask:
             f"target_label {scenario.target_label} is no class of {scenario.dataset}; choose one "
             f"of 0 to {data.n_classes - 1}"
         )
-    trigger = draw_trigger(scenario.trigger, data.test.x[:200], stream(scenario, "trigger"))
+    try:
+        trigger = default_trigger(scenario.trigger, data.test.x[:200])
+    except ValueError as error:
+        raise ScenarioError(
+            f"trigger {scenario.trigger!r} on {scenario.dataset}: {error}"
+        ) from error
     others = data.test.take(data.test.y != scenario.target_label)
     stamped = Samples(x=trigger.stamp(others.x), y=others.y)
-    return FederatedTask(scenario=scenario, data=data, trigger=trigger, stamped=stamped)
+    task = FederatedTask(scenario=scenario, data=data, trigger=trigger, stamped=stamped)
+    task.new_model()
+    return task
 
 
 @lru_cache(maxsize=2)

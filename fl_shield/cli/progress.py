@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from fl_shield.simulations.outcome import RoundRow
     from fl_shield.simulations.scenario import Scenario
 
-DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "shield": "FedAvg + shield"}
+DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "shield": "shield"}
+
+
+_TITLES = (
+    "\nseed",
+    "main-task\naccuracy",
+    "attack\nsuccess",
+    "malicious\nrejected",
+    "benign\nrejected",
+    "score\nAUC",
+    "shield /\nround",
+)
 
 
 class CampaignProgress:
@@ -95,21 +107,15 @@ def describe(scenario: Scenario) -> str:
 
 def show_results(entries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
     """Print one row for each federation of a results file."""
-    table = Table(title="Federations", title_justify="left")
-    table.add_column("attack")
-    table.add_column("defence")
-    for title in (
-        "seed",
-        "main-task accuracy",
-        "attack success rate",
-        "malicious rejected",
-        "benign rejected",
-        "AUC of scores",
-        "shield, share of round",
-    ):
-        table.add_column(title, justify="right")
+    several_seeds = len({entry["seed"] for entry in entries}) > 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("\nattack", no_wrap=True)
+    table.add_column("\ndefence", no_wrap=True)
+    for title in _TITLES if several_seeds else _TITLES[1:]:
+        table.add_column(title, justify="right", no_wrap=True)
     for entry in entries:
-        table.add_row(*_cells(entry))
+        attack, defense, seed, *measured = _cells(entry)
+        table.add_row(attack, defense, *([seed] if several_seeds else []), *measured)
     (console or Console()).print(table)
 
 
