@@ -72,6 +72,11 @@ def federate(corpus: Corpus, split: Split) -> FederatedData:
     split : Split
         Clients, partition, sizes, seed.
     """
+    if not corpus.owners:
+        raise DatasetError(
+            f"{corpus.name} has no owner with {MIN_EXAMPLES} or more training examples and a test "
+            "example: take a larger sample"
+        )
     stages = ("clean", "partition", "cap", "test")
     rngs = {stage: keyed(split.seed, SPLIT_STREAM, i) for i, stage in enumerate(stages)}
     if split.partition == "natural":

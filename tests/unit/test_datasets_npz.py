@@ -107,3 +107,10 @@ def test_files_that_are_no_archive_are_named(tmp_path: Path, content: bytes) -> 
     (tmp_path / "w.npz").write_bytes(content)
     with pytest.raises(DatasetError, match="cannot be read as npz"):
         load("femnist", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("partition", ["natural", "dirichlet"])
+def test_a_file_of_small_writers_only_is_refused(tmp_path: Path, partition: str) -> None:
+    np.savez(tmp_path / "w.npz", **writers(n=20))
+    with pytest.raises(DatasetError, match="femnist has no owner with 20 or more"):
+        load("femnist", data_dir=tmp_path, partition=partition)
