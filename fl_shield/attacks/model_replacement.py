@@ -21,9 +21,9 @@ class ModelReplacement:
     Attributes
     ----------
     scale : float, optional
-        Boost of the update, > 0. By default the number of clients in the round, n / eta with
-        server learning rate eta = 1: the plain average then lands on X, if the others stand
-        still. Several attackers in one round overshoot with it: set n / n_malicious.
+        Boost of the update, > 0. By default the clients of the round over its malicious ones,
+        so that the plain average lands near X: with one attacker the paper's n / eta, at server
+        learning rate eta = 1; several who each took n would overshoot together.
     poison_rate : float
         Share of the non-target examples that get a triggered copy, in [0, 1].
     n_epochs : int, optional
@@ -40,12 +40,13 @@ class ModelReplacement:
 
     def __post_init__(self) -> None:
         if self.scale is not None and self.scale <= 0:
-            raise ValueError(f"scale must be > 0, or None for n_clients, got {self.scale}")
+            raise ValueError(f"scale must be > 0, or None to share n_clients, got {self.scale}")
         check_poison_rate(self.poison_rate)
         check_n_epochs(self.n_epochs)
 
     def __call__(self, context: AttackContext) -> dict[str, NDArray[Any]]:
         """Return the scaled poisoned model."""
         poisoned = BadNets(poison_rate=self.poison_rate, n_epochs=self.n_epochs)(context)
-        scale = float(context.n_clients) if self.scale is None else self.scale
+        shared = context.n_clients / max(1, len(context.peers))
+        scale = shared if self.scale is None else self.scale
         return move(context.global_arrays, poisoned, scale)

@@ -123,11 +123,13 @@ def test_model_replacement_survives_the_mean_where_badnets_does_not() -> None:
     assert _accuracy(replaced) > 0.7
 
 
-def test_model_replacement_scales_by_the_number_of_clients_unless_told() -> None:
+def test_model_replacement_scales_by_clients_per_attacker_unless_told() -> None:
     poisoned = update_norm(BadNets()(_context()), _global_model())
     by_default = update_norm(ModelReplacement()(_context()), _global_model())
     tripled = update_norm(ModelReplacement(scale=3.0)(_context()), _global_model())
+    shared = update_norm(ModelReplacement()(_context(0, (0, 1))), _global_model())
     assert by_default == pytest.approx(N_CLIENTS * poisoned, rel=1e-4)
+    assert shared == pytest.approx(N_CLIENTS / 2 * poisoned, rel=1e-4)
     assert tripled == pytest.approx(3 * poisoned, rel=1e-4)
 
 
