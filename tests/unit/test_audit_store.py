@@ -216,6 +216,25 @@ def test_whoever_rechains_without_the_key_is_found(tmp_path: Path) -> None:
     assert not AuditStore(tmp_path / "audit.db", key=b"one").verify().ok
 
 
+def test_a_row_taken_from_another_audit_of_the_same_key_is_found(tmp_path: Path) -> None:
+    """Its own hash fits its content, its place and the key; the row before it does not fit."""
+    paths = [tmp_path / "one.db", tmp_path / "two.db"]
+    for path in paths:
+        AuditStore(path, key=b"k").start_run({"name": path.name})
+    with closing(sqlite3.connect(paths[0])) as connection:
+        columns, marks = "seq, run_id, ended_at, status, hash", "?, ?, ?, ?, ?"
+        for path in paths:
+            store = AuditStore(path, key=b"k")
+            store.finish_run(store.runs()[0].run_id, path.name)
+        with closing(sqlite3.connect(paths[1])) as other:
+            row = other.execute(f"SELECT {columns} FROM shield_endings").fetchone()
+        connection.execute(f"REPLACE INTO shield_endings ({columns}) VALUES ({marks})", row)
+        connection.commit()
+    fault = AuditStore(paths[0], key=b"k").verify().fault
+    assert fault is not None
+    assert fault.seq == 2
+
+
 def test_only_started_runs_are_written() -> None:
     store = AuditStore("sqlite://")
     run_id = store.start_run({})
