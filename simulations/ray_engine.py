@@ -204,7 +204,10 @@ def _check_status(environment: dict[str, str], folder: Path) -> None:
     answer = subprocess.run(
         [str(flwr), "ls", "--format", "json"], env=environment, capture_output=True, check=False
     )
-    runs = json.loads(answer.stdout or b"{}").get("runs", [])
+    try:
+        runs = json.loads(answer.stdout).get("runs", [])
+    except json.JSONDecodeError:
+        runs = []
     status = runs[0]["status"] if runs else "never submitted"
     if status != "finished:completed":
         details = runs[0].get("status-details", "") if runs else ""

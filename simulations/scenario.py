@@ -345,13 +345,12 @@ def _check_malicious(scenario: Scenario) -> None:
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "demo": {
         "dataset": "digits",
-        "model": "digits-mlp",
-        "training": TrainingConfig(n_epochs=5, batch_size=16, lr=0.05, momentum=0.9),
+        "training": TrainingConfig(n_epochs=3, batch_size=16, lr=0.05, momentum=0.9),
         "n_clients": 20,
-        "n_rounds": 20,
+        "n_rounds": 15,
         "malicious_fraction": 0.2,
         "attack_from": 4,
-        "attack_options": {"n_epochs": 10},
+        "attack_options": {"n_epochs": 6},
     },
     "smoke": {"n_clients": 6, "clients_per_round": 6, "n_rounds": 2, "malicious_fraction": 0.34},
 }
