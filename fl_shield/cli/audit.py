@@ -46,7 +46,7 @@ app = typer.Typer(
     ```
     fl-shield audit list
     fl-shield audit show latest --round 7
-    fl-shield audit verify --head "$(jq -r .audit_head results.json)"
+    fl-shield audit verify --head HASH_FROM_RESULTS_JSON
     fl-shield audit report --out report.html
     ```
     """,
