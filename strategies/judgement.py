@@ -10,8 +10,8 @@ from flwr.app import Message, MetricRecordValues
 
 from fl_shield.policy import Decision, Policy
 from fl_shield.strategies.intake import Accepted, Refused
-from fl_shield.strategies.records import ReplyLimits, rebuilt_content, scaled_towards
-from fl_shield.strategies.weights import WeightCap, agree_on_metrics
+from fl_shield.strategies.records import CheckedReply, ReplyLimits, rebuilt_content, scaled_towards
+from fl_shield.strategies.weights import WeightCap, agree_on_metrics, outgrown
 from fl_shield.types import (
     Action,
     Arrays,
@@ -25,7 +25,7 @@ from fl_shield.types import (
 MIN_WEIGHT = 0.01
 """A vote that weighs less is left out: its update would round to the global model itself."""
 
-_UNREADABLE_P = 1e-12
+_WORST_P = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class Judged:
     score: float
     p_value: float
     view_scores: Mapping[str, float]
+    inspected: bool
     notes: tuple[str, ...]
 
     @property
@@ -57,8 +58,17 @@ class Judgement:
 
     @property
     def trusted(self) -> Flags:
-        """Updates that may serve as references for later rounds, shape (n,)."""
-        return np.array([j.decision.action is Action.KEEP for j in self.judged], dtype=np.bool_)
+        """Which of the inspected updates may serve as references for later rounds."""
+        inspected = [j for j in self.judged if j.inspected]
+        return np.array([j.decision.action is Action.KEEP for j in inspected], dtype=np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    scores: Floats
+    p_values: Floats
+    views: Sequence[Mapping[str, float]]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +102,9 @@ class Judge:
         replies = [a.checked for a in accepted]
         ids = [self.client_id(a.node_id) for a in accepted]
         capped = self.caps.apply(ids, [r.n_examples for r in replies])
-        reports = [r.report for r in replies]
-        inspection = self.inspector.inspect(
-            reference,
-            (r.arrays for r in replies),
-            np.array(capped, dtype=np.float64),
-            reports if any(r is not None for r in reports) else None,
-        )
-        scores, p_values = _readable(inspection, len(accepted))
-        decisions = self.policy.decide(ids, scores.tolist(), p_values.tolist())
+        too_far = outgrown([r.norms for r in replies], reference, self.limits.max_growth)
+        found = self._inspect(replies, capped, too_far, reference)
+        decisions = self.policy.decide(ids, found.scores.tolist(), found.p_values.tolist())
         agreed = agree_on_metrics([r.metrics for r in replies], self.limits.weighted_by_key)
         judged = tuple(
             Judged(
@@ -109,14 +113,38 @@ class Judge:
                 capped=capped[i],
                 metrics=agreed.metrics[i],
                 decision=decisions[i],
-                score=float(scores[i]),
-                p_value=float(p_values[i]),
-                view_scores=_by_view(inspection, i),
-                notes=a.checked.notes + agreed.notes[i] + _cap_note(a, capped[i]),
+                score=float(found.scores[i]),
+                p_value=float(found.p_values[i]),
+                view_scores=found.views[i],
+                inspected=not too_far[i],
+                notes=too_far[i] + a.checked.notes + agreed.notes[i] + _cap_note(a, capped[i]),
             )
             for i, a in enumerate(accepted)
         )
-        return Judgement(judged=judged, notes=inspection.notes)
+        return Judgement(judged=judged, notes=found.notes)
+
+    def _inspect(
+        self,
+        replies: Sequence[CheckedReply],
+        capped: Sequence[float],
+        too_far: Sequence[tuple[str, ...]],
+        reference: Arrays,
+    ) -> _Found:
+        """Ask the inspector about all that did not outgrow the round; the rest is suspicious."""
+        sane = [i for i, reason in enumerate(too_far) if not reason]
+        reports = [replies[i].report for i in sane]
+        inspection = self.inspector.inspect(
+            reference,
+            (replies[i].arrays for i in sane),
+            np.array([capped[i] for i in sane], dtype=np.float64),
+            reports if any(r is not None for r in reports) else None,
+        )
+        scores, p_values = np.ones(len(replies)), np.full(len(replies), _WORST_P)
+        scores[sane], p_values[sane] = _readable(inspection, len(sane))
+        views: list[Mapping[str, float]] = [{} for _ in replies]
+        for row, i in enumerate(sane):
+            views[i] = _by_view(inspection, row)
+        return _Found(scores=scores, p_values=p_values, views=views, notes=inspection.notes)
 
     def verdicts(
         self, judgement: Judgement, refused: Sequence[Refused], *, monitor: bool
@@ -192,8 +220,8 @@ def _as_claimed(
 
 def _verdict(judged: Judged, *, monitor: bool) -> ClientVerdict:
     decision = judged.decision
-    reasons = [decision.reason] if decision.reason else []
-    if decision.action is Action.DOWNWEIGHT and judged.weight == 0:
+    reasons = [decision.reason] if decision.reason and judged.inspected else []
+    if decision.action is Action.DOWNWEIGHT and judged.inspected and judged.weight == 0:
         reasons.append(f"weight {decision.weight:.2g} is below {MIN_WEIGHT}: left out")
     return ClientVerdict(
         client_id=judged.client_id,
@@ -219,7 +247,7 @@ def _readable(inspection: Inspection, n: int) -> tuple[Floats, Floats]:
             f"{scores.shape} and {p_values.shape}"
         )
     readable = np.isfinite(scores) & np.isfinite(p_values)
-    return np.where(readable, scores, 1.0), np.where(readable, p_values, _UNREADABLE_P)
+    return np.where(readable, scores, 1.0), np.where(readable, p_values, _WORST_P)
 
 
 def _by_view(inspection: Inspection, i: int) -> dict[str, float]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
+    FedXgbBagging,
+    FedXgbCyclic,
     Strategy,
 )
 
@@ -36,6 +38,22 @@ def nested(strategy: Strategy) -> Iterator[Strategy]:
     while isinstance(current, Strategy):
         yield current
         current = getattr(current, "strategy", None)
+
+
+def require_one_shape(strategy: Strategy) -> None:
+    """Refuse strategies whose arrays are not the global model's, names and shapes.
+
+    Raises
+    ------
+    ValueError
+        For Flower's tree strategies: their model grows in each round.
+    """
+    for inner in nested(strategy):
+        if isinstance(inner, FedXgbBagging | FedXgbCyclic):
+            raise ValueError(
+                f"{type(inner).__name__} aggregates trees, and the shield compares each update "
+                "with a global model of the same shape; wrap a strategy that averages arrays"
+            )
 
 
 def limits_of(strategy: Strategy) -> ReplyLimits:

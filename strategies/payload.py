@@ -22,7 +22,7 @@ _NUMPY_STYPE = "numpy.ndarray"
 _MAX_HEADER = 4096
 
 
-def decode(name: str, array: Array, like: NDArray[Any], max_norm: float) -> NDArray[Any]:
+def decode(name: str, array: Array, like: NDArray[Any]) -> NDArray[Any]:
     """Decode one array of a reply: a read-only view of its bytes, shaped like the global one.
 
     Parameters
@@ -33,17 +33,15 @@ def decode(name: str, array: Array, like: NDArray[Any], max_norm: float) -> NDAr
         Declared shape and dtype, and the bytes of a ``.npy`` file.
     like : array
         The global model's array of that name.
-    max_norm : float
-        Largest Euclidean norm of a floating-point array.
 
     Raises
     ------
     InvalidReplyError
-        If the declaration, the header, the length or the values break the contract.
+        If the declaration, the header or the length break the contract.
 
     Examples
     --------
-    >>> decode("w", Array(np.arange(3.0)), np.zeros(3), 1e7)
+    >>> decode("w", Array(np.arange(3.0)), np.zeros(3))
     array([0., 1., 2.])
     """
     if array.stype != _NUMPY_STYPE or not isinstance(array.data, bytes):
@@ -59,7 +57,6 @@ def decode(name: str, array: Array, like: NDArray[Any], max_norm: float) -> NDAr
         values = np.frombuffer(data, like.dtype, like.size, len(header)).reshape(like.shape)
     else:
         values = _decode_unusual(name, data, like)
-    _check_values(name, values, max_norm)
     return values
 
 
@@ -107,13 +104,34 @@ def _parsed_header(name: str, data: bytes) -> tuple[Mapping[str, Any], int]:
     return fields, start
 
 
-def _check_values(name: str, values: NDArray[Any], max_norm: float) -> None:
+def checked_norm(name: str, values: NDArray[Any], max_norm: float) -> float:
+    """Euclidean norm of one array: finite in one pass only if every value is.
+
+    Parameters
+    ----------
+    name : str
+        What the global model calls it, for the error message.
+    values : array
+        Floating point; of anything else the norm is 0 and only its range is checked.
+    max_norm : float
+        Largest norm, so that nothing which reads the array overflows.
+
+    Raises
+    ------
+    InvalidReplyError
+        If a value is NaN, infinite, or an integer that an average would not hold exactly.
+
+    Examples
+    --------
+    >>> checked_norm("w", np.array([3.0, 4.0]), 1e7)
+    5.0
+    """
     if values.dtype.kind == "f":
         flat = values.ravel().astype(np.promote_types(values.dtype, np.float32), copy=False)
         with np.errstate(all="ignore"):
             energy = float(np.dot(flat, flat))
         if energy <= max_norm**2:
-            return
+            return float(np.sqrt(energy))
         n_bad = values.size - int(np.isfinite(values).sum())
         if n_bad:
             raise InvalidReplyError(f"array {name!r} holds {n_bad} NaN or infinite values")
@@ -122,3 +140,4 @@ def _check_values(name: str, values: NDArray[Any], max_norm: float) -> None:
         largest = max(int(values.max()), -int(values.min()))
         if largest > MAX_INTEGER:
             raise InvalidReplyError(f"array {name!r} holds integers beyond 2**53")
+    return 0.0

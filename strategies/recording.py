@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fl_shield.types import AuditSink, RoundRecord
@@ -17,11 +18,11 @@ class Recorder:
 
     Parameters
     ----------
-    audit : AuditSink or str, optional
-        A string is a database URL, opened when the first run begins.
+    audit : AuditSink, str or Path, optional
+        A string is a database URL, a path an SQLite file, opened when the first run begins.
     """
 
-    def __init__(self, audit: AuditSink | str | None = None) -> None:
+    def __init__(self, audit: AuditSink | str | Path | None = None) -> None:
         self.run_id = ""
         self.history: list[RoundRecord] = []
         self._audit = audit
@@ -31,7 +32,7 @@ class Recorder:
         """Open a run in the audit, unless one is open."""
         if self._sink is not None or self._audit is None:
             return
-        if isinstance(self._audit, str):
+        if isinstance(self._audit, str | Path):
             self._audit = _opened(self._audit)
         self._sink = self._audit
         self.run_id = self._sink.start_run(settings)
@@ -50,7 +51,7 @@ class Recorder:
             sink.finish_run(self.run_id, status)
 
 
-def _opened(url: str) -> AuditSink:
+def _opened(url: str | Path) -> AuditSink:
     from fl_shield.audit import AuditStore
 
     return AuditStore(url)

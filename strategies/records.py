@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, MetricRecordValu
 from numpy.typing import NDArray
 
 from fl_shield.errors import InvalidReplyError
-from fl_shield.strategies.payload import MAX_INTEGER, decode
+from fl_shield.strategies.payload import MAX_INTEGER, checked_norm, decode
 from fl_shield.strategies.reports import REPORT_KEY, parse_report
 from fl_shield.types import ActivationReport, Arrays
 
@@ -38,6 +38,9 @@ class ReplyLimits:
         Largest example count taken seriously.
     max_norm : float
         Largest Euclidean norm of one array; anything beyond would overflow what reads it.
+    max_growth : float
+        Largest norm of one array in norms of its like (see :func:`outgrown`); an update beyond
+        is suspicious, and no detector has to look at it.
     max_metrics, max_list : int
         Most keys of the ``MetricRecord``, and longest list in it.
     max_report_bytes : int
@@ -56,14 +59,15 @@ class ReplyLimits:
     weighted_by_key: str = "num-examples"
     max_examples: float = 1e9
     max_norm: float = 1e7
+    max_growth: float = 100.0
     max_metrics: int = 64
     max_list: int = 4096
     max_report_bytes: int = 1 << 20
     config_records: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        sizes = (self.max_examples, self.max_norm, self.max_metrics, self.max_list)
-        if min(*sizes, self.max_report_bytes) <= 0:
+        sizes = (self.max_examples, self.max_norm, self.max_growth, self.max_metrics)
+        if min(*sizes, self.max_list, self.max_report_bytes) <= 0:
             raise ValueError(f"every limit must be > 0, got {self}")
 
 
@@ -76,6 +80,8 @@ class CheckedReply:
     arrays : Arrays
         Names, order, shapes and dtypes of the global model; read-only views of the payload.
         Empty for an evaluation reply.
+    norms : mapping of str to float
+        Euclidean norm of each array; 0 where it is not floating point.
     n_examples : float
         Example count as claimed: finite and positive.
     metrics : mapping of str to number or list
@@ -87,6 +93,7 @@ class CheckedReply:
     """
 
     arrays: Arrays = field(default_factory=dict)
+    norms: Mapping[str, float] = field(default_factory=dict)
     n_examples: float
     metrics: Mapping[str, MetricRecordValues]
     report: ActivationReport | None = None
@@ -179,7 +186,8 @@ def check_reply(reply: Message, reference: Arrays, limits: ReplyLimits) -> Check
     ...     check_reply(Reply(), {"w": np.ones(10)}, ReplyLimits())
     """
     content = reply.content
-    arrays = _decoded(_sole(content, ArrayRecord, limits.arrayrecord_key), reference, limits)
+    arrays = _decoded(_sole(content, ArrayRecord, limits.arrayrecord_key), reference)
+    norms = {name: checked_norm(name, a, limits.max_norm) for name, a in arrays.items()}
     n_examples, metrics, notes = _checked_metrics(content, limits)
     report = None
     if REPORT_KEY in content.config_records:
@@ -189,7 +197,12 @@ def check_reply(reply: Message, reference: Arrays, limits: ReplyLimits) -> Check
     if unknown:
         notes = (*notes, f"dropped unknown ConfigRecord {quoted(unknown)}")
     return CheckedReply(
-        arrays=arrays, n_examples=n_examples, metrics=metrics, report=report, notes=notes
+        arrays=arrays,
+        norms=norms,
+        n_examples=n_examples,
+        metrics=metrics,
+        report=report,
+        notes=notes,
     )
 
 
@@ -278,7 +291,7 @@ def _sole(content: RecordDict, kind: type[_Record], key: str) -> _Record:
     return found[key]
 
 
-def _decoded(record: ArrayRecord, reference: Arrays, limits: ReplyLimits) -> Arrays:
+def _decoded(record: ArrayRecord, reference: Arrays) -> Arrays:
     if record.keys() != reference.keys():
         missing = [name for name in reference if name not in record]
         extra = [name for name in record if name not in reference]
@@ -290,7 +303,7 @@ def _decoded(record: ArrayRecord, reference: Arrays, limits: ReplyLimits) -> Arr
                 if names
             )
         )
-    return {name: decode(name, record[name], a, limits.max_norm) for name, a in reference.items()}
+    return {name: decode(name, record[name], a) for name, a in reference.items()}
 
 
 def _checked_metrics(

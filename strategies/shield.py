@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import flwr
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fl_shield import __version__
 from fl_shield.errors import ShieldError
 from fl_shield.policy import Mode, Policy
+from fl_shield.strategies.clean_data import CleanData, as_samples
 from fl_shield.strategies.intake import Intake, Refused, take_in
 from fl_shield.strategies.judgement import Judge, Judgement, evaluation_votes, votes
-from fl_shield.strategies.nesting import divides_by_norm, limits_of, nested, refuse_unchanged
+from fl_shield.strategies.nesting import (
+    divides_by_norm,
+    limits_of,
+    nested,
+    refuse_unchanged,
+    require_one_shape,
+)
 from fl_shield.strategies.recording import Recorder, logger
 from fl_shield.strategies.records import (
     CheckedReply,
@@ -38,15 +44,11 @@ from fl_shield.types import (
     AuditSink,
     ClientVerdict,
     RoundRecord,
-    Samples,
     UpdateInspector,
 )
 
 if TYPE_CHECKING:
     from fl_shield.detector import MetaShield
-
-
-CleanData = Samples | tuple[NDArray[Any] | Tensor, NDArray[Any] | Tensor]
 
 
 @dataclass(kw_only=True)
@@ -88,8 +90,9 @@ class ShieldedStrategy(Strategy):
         Largest share of benign updates that may be dropped, in (0, 1).
     min_kept : int
         Fewest replies that make a round.
-    audit : AuditSink or str, optional
-        Where each round is recorded; a string is a database URL such as ``sqlite:///audit.db``.
+    audit : AuditSink, str or Path, optional
+        Where each round is recorded; a string is a database URL such as ``sqlite:///audit.db``,
+        a path an SQLite file.
     seed : int
         Draws sketches and probes; keep it secret from clients.
     client_id : callable, optional
@@ -110,8 +113,17 @@ class ShieldedStrategy(Strategy):
     evaluation_refusals_ : dict of int to tuple of ClientVerdict
         Clients whose evaluation reply was refused or missing, by round.
 
+    Notes
+    -----
+    A node has one vote a round: two replies cost it that vote, also where the inner strategy
+    sent it two messages. Only the outermost strategy's ``start`` runs. A DP wrapper inside sees
+    kept replies only and adds the noise of ``num_sampled_clients``; one that keeps accounts of
+    its privacy budget demands every reply it asked for, and gives up each round in which the
+    shield drops one. For a DP wrapper outside see :class:`SanitisedStrategy`.
+
     Examples
     --------
+    >>> import numpy as np
     >>> from flwr.serverapp.strategy import FedAvg
     >>> clean = (np.zeros((10, 4), np.float32), np.zeros(10, np.int64))
     >>> shield = ShieldedStrategy(FedAvg(), model=nn.Linear(4, 2), clean_data=clean)
@@ -129,13 +141,14 @@ class ShieldedStrategy(Strategy):
         mode: Mode = "filter",
         fpr_budget: float = 0.05,
         min_kept: int = 1,
-        audit: AuditSink | str | None = None,
+        audit: AuditSink | str | Path | None = None,
         seed: int = 0,
         client_id: Callable[[int], str] | None = None,
         max_weight: float = 3.0,
         limits: ReplyLimits | None = None,
         inspector: UpdateInspector | None = None,
     ) -> None:
+        require_one_shape(strategy)
         if min_kept < 1:
             raise ValueError(f"min_kept must be >= 1, got {min_kept}")
         self.strategy = strategy
@@ -362,22 +375,6 @@ class ShieldedStrategy(Strategy):
             notes=notes,
         )
         self._recorder.write(record)
-
-
-def as_samples(clean_data: CleanData) -> Samples:
-    """Clean examples as arrays, from samples or an (x, y) pair of arrays or tensors.
-
-    Examples
-    --------
-    >>> as_samples((np.zeros((3, 2)), [0, 1, 0])).x.dtype
-    dtype('float32')
-    """
-    if isinstance(clean_data, Samples):
-        return clean_data
-    x, y = (np.asarray(part) for part in clean_data)
-    if x.dtype == np.float64:
-        x = x.astype(np.float32)
-    return Samples(x=x, y=y.astype(np.int64))
 
 
 def _note_on(arrays: ArrayRecord | None, n_kept: int, min_kept: int) -> tuple[str, ...]:

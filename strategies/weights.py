@@ -1,4 +1,4 @@
-"""How much of a vote a client may claim, and which metrics a round agrees on."""
+"""What a round says about its members: votes, norms and metrics that a minority cannot bend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
+import numpy as np
 from flwr.app import MetricRecordValues
+
+from fl_shield.types import Arrays
 
 HISTORY = 9
 _MIN_HISTORY = 3
@@ -55,6 +58,49 @@ class WeightCap:
             capped.append(min(count, limit, own))
             past.append(capped[-1])
         return capped
+
+
+def outgrown(
+    norms: Sequence[Mapping[str, float]], reference: Arrays, max_growth: float
+) -> list[tuple[str, ...]]:
+    """Find updates with an array far larger than anything of its name in this round.
+
+    The yardstick of an array is the largest of 1, the global model's norm and the low median of
+    the round's norms; an update is out when one of its arrays is more than ``max_growth`` times
+    as large. No honest client does that, and what a detector computes from such numbers could
+    spoil the comparison of all the others.
+
+    Parameters
+    ----------
+    norms : sequence of mappings of str to float
+        Norm of each array, one mapping a reply.
+    reference : Arrays
+        The global model.
+    max_growth : float
+        At least 1.
+
+    Returns
+    -------
+    list of tuple of str
+        Empty for each update that is within bounds, else one reason.
+
+    Examples
+    --------
+    >>> outgrown([{"w": 2.0}, {"w": 3.0}, {"w": 900.0}], {"w": np.ones(4)}, 100)
+    [(), (), ("the norm of array 'w' is 300 times the round's",)]
+    """
+    names = list(reference)
+    own = np.array([[reply[name] for name in names] for reply in norms])
+    beside = np.sort(own, axis=0)[(len(own) - 1) // 2]
+    ours = np.array([np.linalg.norm(a) if a.dtype.kind == "f" else 0 for a in reference.values()])
+    growth = own / np.maximum(1.0, np.maximum(beside, ours))
+    worst = growth.argmax(axis=1)
+    return [
+        (f"the norm of array {names[j]!r} is {row[j]:.3g} times the round's",)
+        if row[j] > max_growth
+        else ()
+        for j, row in zip(worst, growth, strict=True)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The shield around Flower's own strategies: what it drops, keeps, and leaves untouched."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from flwr.serverapp.strategy import (
     FedMedian,
     FedProx,
     FedTrimmedAvg,
+    FedXgbBagging,
     Krum,
     MultiKrum,
     Strategy,
 )
 from torch import nn
 
+from fl_shield.audit import AuditStore
 from fl_shield.errors import ShieldError
 from fl_shield.strategies import ReplyLimits, ShieldedStrategy, from_record, to_record
 from fl_shield.strategies.reports import REPORT_KEY, write_report
@@ -317,6 +320,38 @@ def test_scrambled_arrays_are_put_in_the_global_models_order(
     assert values(ours.arrays) == values(plain.arrays)
 
 
+@pytest.mark.parametrize("mode", ["filter", "downweight", "monitor"])
+def test_an_update_that_outgrew_the_round_is_not_even_inspected(
+    mode: str,
+    new_grid: Build,
+    new_shield: Build,
+    scripted: Build,
+    node_of: Build,
+    initial: ArrayRecord,
+) -> None:
+    def boost(message: Message, reply: Message) -> list[Message]:
+        if message.metadata.dst_node_id == node_of(2):
+            for record in reply.content.array_records.values():
+                record.update(to_record({"k": np.full((2, 3), 5e4, np.float32)}))
+        return [reply]
+
+    inspector = scripted()
+    shield = new_shield(FedAvg(), mode=mode, inspector=inspector)
+    grid = new_grid(transport=boost)
+    ours = shield.start(grid, initial, num_rounds=1)
+    alone = new_shield(FedAvg()).start(new_grid(without=[2]), initial, num_rounds=1)
+
+    if mode != "monitor":
+        assert values(ours.arrays) == values(alone.arrays)
+    assert inspector.n_examples == [[10, 11, 13, 14]]
+    assert inspector.remembered == [[True] * 4]
+    verdict = shield.history_[0].verdicts[2]
+    assert verdict.action is (Action.DOWNWEIGHT if mode == "downweight" else Action.DROP)
+    assert (verdict.applied, verdict.weight) == (mode != "monitor", 0.0)
+    # 5e4 * sqrt(6) beside the global model's sqrt(0 + 1 + 4 + 9 + 16 + 25) / 7.
+    assert verdict.reasons == ("the norm of array 'k' is 1.16e+05 times the round's",)
+
+
 def test_unreadable_scores_count_as_the_worst(
     new_grid: Build, new_shield: Build, scripted: Build, initial: ArrayRecord
 ) -> None:
@@ -394,6 +429,8 @@ def test_impossible_settings_are_refused(new_shield: Build, clean: Samples) -> N
         new_shield(FedAvg(), mode="block")
     with pytest.raises(ValueError, match="max_weight must be at least 1"):
         new_shield(FedAvg(), max_weight=0.5)
+    with pytest.raises(ValueError, match="FedXgbBagging aggregates trees"):
+        new_shield(FedXgbBagging())
     with pytest.raises(ShieldError, match="call configure_train before aggregate_train"):
         new_shield(FedAvg()).aggregate_train(1, [])
 
@@ -404,3 +441,15 @@ def test_a_model_of_another_architecture_is_refused(
     shield = ShieldedStrategy(FedAvg(), model=nn.Linear(2, 2), clean_data=clean)
     with pytest.raises(ValueError, match=r"not one of Linear: .*ArrayRecord\(model.state_dict"):
         shield.start(new_grid(), initial)
+
+
+def test_an_audit_may_be_given_as_a_url_or_a_path(
+    tmp_path: Path, new_grid: Build, new_shield: Build, initial: ArrayRecord
+) -> None:
+    path = tmp_path / "audit.db"
+    for audit in (f"sqlite:///{path}", path):
+        shield = new_shield(FedAvg(), audit=audit)
+        shield.start(new_grid(), initial, num_rounds=2)
+        store = AuditStore(path)
+        assert len(list(store.rounds(shield.run_id_))) == 2
+        assert store.verify().ok

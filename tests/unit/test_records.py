@@ -19,7 +19,7 @@ from fl_shield.strategies.records import (
     restored_record,
     scaled_towards,
 )
-from fl_shield.strategies.weights import WeightCap, agree_on_metrics
+from fl_shield.strategies.weights import WeightCap, agree_on_metrics, outgrown
 
 REFERENCE: dict[str, NDArray[Any]] = {
     "w": np.zeros((2, 3), np.float32),
@@ -269,3 +269,18 @@ def test_a_minority_cannot_bend_the_metrics() -> None:
 def test_half_of_the_round_is_not_a_majority() -> None:
     agreed = agree_on_metrics([{"n": 1, "a": 1.0}, {"n": 2, "b": 2.0}], "n")
     assert agreed.metrics == ({"n": 1}, {"n": 2})
+
+
+def test_growth_is_measured_by_the_round_the_global_model_and_one() -> None:
+    reference = {"w": np.full(4, 50.0), "b": np.zeros(2), "n": np.array(9)}
+
+    def verdicts(*norms: tuple[float, float]) -> list[bool]:
+        replies = [{"w": w, "b": b, "n": 0.0} for w, b in norms]
+        return [bool(reason) for reason in outgrown(replies, reference, 10)]
+
+    # ||w|| = 100 in the global model, b is new: its yardstick is 1.
+    assert verdicts((100, 0), (100, 0), (999, 10)) == [False, False, False]
+    assert verdicts((100, 0), (1001, 0), (100, 10.1)) == [False, True, True]
+    # Where everybody grew, so did the yardstick; two zeros of three cannot shrink it below 1.
+    assert verdicts((5000, 90), (5000, 90), (5000, 100)) == [False, False, False]
+    assert verdicts((0, 0), (0, 0), (900, 9)) == [False, False, False]
