@@ -100,7 +100,8 @@ class ShieldedStrategy(Strategy):
     max_weight : float
         Largest example count, in medians of the round (see :class:`WeightCap`).
     limits : ReplyLimits, optional
-        What a reply looks like; by default read from the inner strategy's own keys.
+        What a reply looks like; by default read from the inner strategy's own keys. Clients
+        that do not name their records ``arrays`` and ``metrics`` need it.
     inspector : UpdateInspector, optional
         Replaces ``model``, ``clean_data`` and ``detector``.
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -25,9 +26,11 @@ from torch import nn
 
 from fl_shield.audit import AuditStore
 from fl_shield.errors import ShieldError
+from fl_shield.simulations.in_process import InProcessGrid, node_configs
 from fl_shield.strategies import ReplyLimits, ShieldedStrategy, from_record, to_record
 from fl_shield.strategies.reports import REPORT_KEY, write_report
-from fl_shield.types import Action, RoundRecord, Samples
+from fl_shield.training import get_arrays
+from fl_shield.types import Action, Flags, Inspection, RoundRecord, Samples
 
 pytestmark = pytest.mark.usefixtures("ordered_sampling")
 
@@ -453,3 +456,62 @@ def test_an_audit_may_be_given_as_a_url_or_a_path(
         store = AuditStore(path)
         assert len(list(store.rounds(shield.run_id_))) == 2
         assert store.verify().ok
+
+
+def test_an_evaluation_that_nobody_answered_is_no_metric(
+    new_grid: Build, new_shield: Build, initial: ArrayRecord
+) -> None:
+    def transport(message: Message, reply: Message) -> list[Message]:
+        return [reply] if message.metadata.message_type == "train" else []
+
+    shield = new_shield(FedAvg())
+    result = shield.start(new_grid(transport=transport), initial, num_rounds=1)
+    assert result.evaluate_metrics_clientapp == {}
+    assert [v.action for v in shield.evaluation_refusals_[1]] == [Action.MISSING] * 5
+
+
+def test_an_inspector_that_miscounts_is_found_out(
+    new_grid: Build, new_shield: Build, initial: ArrayRecord
+) -> None:
+    class Miscounting:
+        def inspect(self, *_: Any, **__: Any) -> Inspection:
+            one = np.ones(1)
+            return Inspection(scores=one, p_values=one, view_names=(), view_scores=one[:, None])
+
+        def remember(self, kept: Flags) -> None:
+            raise AssertionError("nothing to remember")
+
+    shield = new_shield(FedAvg(), inspector=Miscounting())
+    with pytest.raises(ValueError, match="must return 5 scores and p-values, got shapes"):
+        shield.start(new_grid(), initial, num_rounds=1)
+
+
+def test_the_shipped_detector_stands_guard_by_default() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((12, 1, 8, 8)).astype(np.float32)
+    y = np.arange(12) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    start = {
+        name: rng.normal(scale=0.2, size=a.shape).astype(np.float32)
+        for name, a in get_arrays(model).items()
+    }
+
+    def client(message: Message, context: Context) -> Message:
+        i = int(context.node_config["partition-id"])
+        own = np.random.default_rng(i)
+        arrays = from_record(message.content.array_records["arrays"])
+        noise = {n: own.normal(scale=0.01, size=a.shape) for n, a in arrays.items()}
+        moved = to_record({n: (a + noise[n]).astype(a.dtype) for n, a in arrays.items()})
+        metrics = MetricRecord({"num-examples": 10})
+        return Message(RecordDict({"arrays": moved, "metrics": metrics}), reply_to=message)
+
+    shield = ShieldedStrategy(
+        FedAvg(fraction_evaluate=0.0), model=model, clean_data=(torch.from_numpy(x), y)
+    )
+    shield.start(InProcessGrid(client, node_configs(6)), to_record(start), num_rounds=1)
+    [record] = shield.history_
+    assert len(record.verdicts) == 6
+    for verdict in record.verdicts:
+        assert verdict.score is not None
+        assert 0 <= verdict.score <= 1
+        assert "update:1.weight" in verdict.view_scores
