@@ -97,7 +97,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_edit_is_found(written: Written, data: st.DataObject) -> None:
     key = key_of(written.path)
@@ -119,7 +119,7 @@ def test_any_edit_is_found(written: Written, data: st.DataObject) -> None:
         assert found(path, None, key)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_deletion_is_found_with_the_head(written: Written, data: st.DataObject) -> None:
     key = key_of(written.path)
@@ -137,7 +137,7 @@ def test_any_deletion_is_found_with_the_head(written: Written, data: st.DataObje
         assert found(path, None, key) is not cut_at_the_end
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_any_swap_of_two_rows_is_found(written: Written, data: st.DataObject) -> None:
     key = key_of(written.path)
@@ -152,7 +152,7 @@ def test_any_swap_of_two_rows_is_found(written: Written, data: st.DataObject) ->
         assert found(path, None, key)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seq=st.integers(-5, 40))
 def test_any_row_added_by_hand_is_found(written: Written, seq: int) -> None:
     key = key_of(written.path)
