@@ -30,6 +30,8 @@ Params = Mapping[str, Tensor]
 
 RATE_PREFIX = "rate."
 
+_ABSENT = 100.0  # beyond any standardised column, so that padding is never the largest
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetaConfig:
@@ -101,8 +103,12 @@ def initial_params(
     """Draw fresh parameters: two layers, one attention vector, one inner rate a tensor."""
     generator = torch_generator(rng)
     hidden = config.n_hidden
+    scale = (1 / n_columns) ** 0.5
     params = {
-        "w1": torch.randn(n_columns, hidden, generator=generator) * (1 / n_columns) ** 0.5,
+        name: torch.randn(n_columns, hidden, generator=generator) * scale
+        for name in ("w1", "w_mean", "w_max")
+    }
+    params |= {
         "b1": torch.zeros(hidden),
         "w2": torch.randn(hidden, generator=generator) * (1 / hidden) ** 0.5,
         "b2": torch.zeros(()),
@@ -115,18 +121,25 @@ def initial_params(
 def contributions(params: Params, profiles: Tensor, present: Tensor) -> Tensor:
     """Log-odds that each view adds to its point's score, shape (n, V).
 
-    A two-layer MLP gives each view its evidence; attention over the views that are present
-    weighs it, so that a point's log-odds are the plain sum of its row.
+    A two-layer MLP reads a view's profile beside the mean and the maximum of the point's
+    profiles over all its views (a strange head means more where all else is ordinary), and gives
+    the view its evidence; attention over the views that are present weighs it, so that a point's
+    log-odds are the plain sum of its row.
 
     Parameters
     ----------
     params : mapping
-        ``w1, b1, w2, b2, attention``.
+        ``w1`` (n_columns, h), ``w_mean`` and ``w_max`` likewise, ``b1, w2, attention`` (h,),
+        ``b2`` ().
     profiles : (n, V, n_columns) tensor
     present : (V,) tensor
         1 where the view exists, 0 where it pads.
     """
-    hidden = torch.nn.functional.gelu(profiles @ params["w1"] + params["b1"])
+    mask = present[None, :, None]
+    mean = (profiles * mask).sum(1) / present.sum().clamp_min(1)
+    largest = (profiles * mask - _ABSENT * (1 - mask)).amax(1)
+    context = mean @ params["w_mean"] + largest @ params["w_max"] + params["b1"]
+    hidden = torch.nn.functional.gelu(profiles @ params["w1"] + context[:, None])
     evidence = torch.mv(hidden.flatten(0, 1), params["w2"]).view(hidden.shape[:2]) + params["b2"]
     attention = torch.mv(hidden.flatten(0, 1), params["attention"]).view(hidden.shape[:2])
     attention = attention + torch.log(present + 1e-12)

@@ -1,14 +1,17 @@
-"""What an update does to inputs that the server holds: clean ones and randomly stamped ones.
+"""What an update does to inputs that the server holds: clean ones and stamped ones.
 
 A backdoor bends the answer to inputs that look a little wrong. The server cannot know the
-trigger, but an update that was trained to obey one tends to answer *any* strange stamp more
-firmly with the attacker's target than the global model does. Probes measure that shift, and the
-shift of clean inputs' activations, with one forward pass of each client's model.
+trigger, but an update that was trained to obey one tends to answer strange stamps more firmly
+with the attacker's target than the global model does. Probes measure that shift with one forward
+pass of each client's model, as it is and as a contrast: what the update does to clean inputs
+subtracted, so that a client who simply owns many examples of one class does not look like a
+backdoor of that class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ from fl_shield.training import set_arrays
 from fl_shield.triggers import draw_trigger
 from fl_shield.types import Arrays, Floats
 
+GRID = 4
+"""Images are stamped on a grid of GRID x GRID blocks, each inverted once."""
+
 
 class Probes:
     """Server-held inputs and the answers of the global model to them.
@@ -32,7 +38,8 @@ class Probes:
     clean : array (m, ...)
         Clean inputs; at most ``n_clean`` of them are used.
     n_clean, n_triggers : int
-        Size of the probe set: ``n_clean * (1 + n_triggers)`` inputs.
+        Clean inputs, and random triggers beside the inverted blocks; every clean input is
+        stamped in every way.
     seed : int
         Draws the triggers; keep it secret from clients.
     """
@@ -42,21 +49,19 @@ class Probes:
         model: nn.Module,
         clean: NDArray[Any],
         *,
-        n_clean: int = 12,
+        n_clean: int = 6,
         n_triggers: int = 8,
         seed: int = 0,
     ) -> None:
         self._model = model
         self._layer = find_layers(model, 1)
         self._clean = clean[:n_clean]
-        rng = keyed(seed, 77)
-        families = trigger_families(clean)
         stamped = [
-            draw_trigger(families[i % len(families)], clean, rng).stamp(self._clean)
-            for i in range(n_triggers)
+            *inverted_blocks(self._clean),
+            *_randomly_stamped(self._clean, clean, n_triggers, keyed(seed, 77)),
         ]
+        self._n_stamps = len(stamped)
         self._inputs = np.concatenate([self._clean, *stamped])
-        self._n_triggers = n_triggers
         self._base: Mapping[str, Floats] = {}
 
     def set_global(self, arrays: Arrays) -> None:
@@ -67,11 +72,11 @@ class Probes:
         """Shifts that one update causes, by view name, each (d,)."""
         answers = self._answers(arrays)
         moved = {name: answers[name] - self._base[name] for name in answers}
-        by_trigger = moved["stamped"]
         return {
             "probe:activation": moved["activation"],
             "probe:logits": moved["logits"],
-            "stamp:logits": np.concatenate([by_trigger.mean(0), by_trigger.max(0)]),
+            "stamp:logits": np.concatenate([moved["stamped"].mean(0), moved["stamped"].max(0)]),
+            "stamp:contrast": (moved["stamped"] - moved["logits"]).ravel(),
         }
 
     def _answers(self, arrays: Arrays) -> dict[str, Floats]:
@@ -79,13 +84,47 @@ class Probes:
         rows, logits = activations_of(self._model, self._inputs, self._layer)
         n = len(self._clean)
         centred = logits - logits.mean(1, keepdims=True)
-        shape = (self._n_triggers, n, logits.shape[1])
+        shape = (self._n_stamps, n, logits.shape[1])
         answers: dict[str, Floats] = {
             "activation": rows[self._layer[0]][:n].mean(0).astype(np.float64),
             "logits": centred[:n].mean(0).astype(np.float64),
             "stamped": centred[n:].reshape(shape).mean(1).astype(np.float64),
         }
         return answers
+
+
+def inverted_blocks(x: NDArray[Any], grid: int = GRID) -> list[NDArray[Any]]:
+    """Images (n, c, h, w) in [0, 1] with one block of a grid inverted, one copy a block.
+
+    Wherever a local trigger sits, one of the blocks covers a part of it. Inputs of other kinds
+    have no blocks.
+
+    Examples
+    --------
+    >>> len(inverted_blocks(np.zeros((2, 1, 8, 8), np.float32)))
+    16
+    """
+    if x.ndim != 4:
+        return []
+    rows = np.linspace(0, x.shape[2], grid + 1).round().astype(int)
+    columns = np.linspace(0, x.shape[3], grid + 1).round().astype(int)
+    copies = []
+    for top, bottom in itertools.pairwise(rows):
+        for left, right in itertools.pairwise(columns):
+            copy = x.copy()
+            copy[:, :, top:bottom, left:right] = 1 - x[:, :, top:bottom, left:right]
+            copies.append(copy)
+    return copies
+
+
+def _randomly_stamped(
+    x: NDArray[Any], like: NDArray[Any], n_triggers: int, rng: np.random.Generator
+) -> Sequence[NDArray[Any]]:
+    families = trigger_families(like)
+    if families == ("word",):
+        n_triggers += GRID * GRID
+    names = [families[i % len(families)] for i in range(n_triggers)]
+    return [draw_trigger(name, like, rng).stamp(x) for name in names]
 
 
 def trigger_families(x: NDArray[Any]) -> tuple[str, ...]:

@@ -203,8 +203,12 @@ def _typical_norm(references: Tensor) -> Tensor:
 
 
 def _levels(x: Tensor, levels: tuple[float, ...]) -> Tensor:
-    quantiles: Tensor = torch.quantile(x, torch.tensor(levels, dtype=x.dtype), dim=-1)
-    return quantiles.movedim(0, -1)
+    """Quantiles of the last axis, linear between order statistics."""
+    ordered = x.sort(dim=-1).values
+    place = torch.tensor(levels, dtype=x.dtype) * (x.shape[-1] - 1)
+    low = place.floor().long()
+    high = place.ceil().long()
+    return torch.lerp(ordered[..., low], ordered[..., high], place - low)
 
 
 def _unit_columns(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,16 +268,19 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 def _span_columns(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     """Mahalanobis distances with covariance shrunk to a multiple of the identity, by the Gram form.
 
-    With centred references ``A = U S V'`` the shrunk covariance has the eigenvalues
+    With centred references ``A = U S V'``, found from ``A A'``, the shrunk covariance has the eigenvalues
     ``(1 - s) S^2 / m + s * t`` inside the span and ``s * t`` outside, t = trace / d.
     """
     m, d = references.shape[1:]
     centre = references.mean(1, keepdim=True)
-    _, singular, axes = torch.linalg.svd(references - centre, full_matrices=False)
-    spectrum = singular.pow(2) / m
-    trace = spectrum.sum(-1, keepdim=True).clamp_min(1e-12)
+    centred = references - centre
+    spectrum, left = torch.linalg.eigh(torch.matmul(centred, centred.transpose(-1, -2)))
+    spectrum, present = spectrum.clamp_min(0), spectrum > 1e-9 * spectrum.amax(-1, keepdim=True)
     offset = points - centre
-    inside = (offset @ axes.transpose(-1, -2)).pow(2)
+    along = torch.matmul(torch.matmul(offset, centred.transpose(-1, -2)), left).pow(2)
+    inside = along / spectrum.clamp_min(1e-30)[:, None] * present[:, None]
+    spectrum = spectrum / m
+    trace = spectrum.sum(-1, keepdim=True).clamp_min(1e-12)
     total = offset.pow(2).sum(-1)
     outside = (total - inside.sum(-1)).clamp_min(0)
     distances = []

@@ -291,4 +291,4 @@ def view_depths(layers: Sequence[Layer]) -> dict[str, float]:
     """Depth of each tensor's view, by view name."""
     depths = {f"update:{layer.name}": layer.depth for layer in layers}
     depths.update({f"head:{layer.name}": 1.0 for layer in layers})
-    return depths
+    return depths | {"stamp:contrast": 0.0}

@@ -1,0 +1,228 @@
+"""Federated rounds as meta-learning tasks: one honest round, attacked in every way we know.
+
+Each federation is drawn from a wide distribution of settings. In each of its rounds the honest
+updates are trained once; then a random minority of the clients turns malicious, once for every
+attack, and the inspector profiles each attacked round exactly as the shield would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_shield.attacks import make_attack
+from fl_shield.inspector import Inspector
+from fl_shield.meta import Episode
+from fl_shield.rng import keyed
+from fl_shield.simulations.datasets import FederatedData, load
+from fl_shield.simulations.victims import build_model
+from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
+from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
+from fl_shield.types import Arrays, Attack, AttackContext, Trigger
+
+ATTACK_NAMES = ("badnets", "model_replacement", "norm_clipped", "sign_flip", "lp")
+MODELS = {"digits": ("digits-cnn", "digits-mlp"), "glyphs": ("small-cnn", "fed-cnn")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSetting:
+    """One simulated federation; everything in it follows from these numbers.
+
+    Attributes
+    ----------
+    seed : int
+    dataset, model : str
+    n_clients, clients_per_round, n_rounds : int
+    alpha : float
+        Of the Dirichlet partition; 0 = natural partition.
+    training : TrainingConfig
+    n_clean : int
+        Clean examples that the server holds.
+    warm_rounds : int
+        Honest rounds before the first one that is profiled.
+    leak : float
+        Probability that an attacked round is aggregated as it is.
+    """
+
+    seed: int
+    dataset: str
+    model: str
+    n_clients: int
+    clients_per_round: int
+    n_rounds: int
+    alpha: float
+    training: TrainingConfig
+    n_clean: int
+    warm_rounds: int
+    leak: float
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain numbers for the manifest and the cache key."""
+        return asdict(self)
+
+
+def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSetting:
+    """Draw one federation; the same seed gives the same one.
+
+    Examples
+    --------
+    >>> draw_setting("digits", 3) == draw_setting("digits", 3)
+    True
+    """
+    rng = keyed(seed, 1)
+    clients_per_round = int(rng.integers(6, 21 if dataset == "digits" else 13))
+    digits = dataset == "digits"
+    natural = not digits and rng.random() < 0.7
+    return FederationSetting(
+        seed=seed,
+        dataset=dataset,
+        model=str(rng.choice(MODELS[dataset], p=[0.7, 0.3] if digits else [0.9, 0.1])),
+        n_clients=int(clients_per_round * rng.integers(1, 4 if digits else 9)),
+        clients_per_round=clients_per_round,
+        n_rounds=n_rounds,
+        alpha=0.0 if natural else float(np.exp(rng.uniform(np.log(0.2), np.log(10)))),
+        training=_draw_training(rng),
+        n_clean=int(rng.integers(10, 21)),
+        warm_rounds=int(rng.choice([0, 1, 2, 5, 10, 15])),
+        leak=float(rng.choice([0.0, 0.3])),
+    )
+
+
+def _draw_training(rng: np.random.Generator) -> TrainingConfig:
+    momentum = float(rng.choice([0.0, 0.9]))
+    fastest = 0.06 if momentum else 0.2
+    return TrainingConfig(
+        n_epochs=int(rng.integers(1, 4)),
+        batch_size=int(rng.choice([10, 16, 20, 32])),
+        lr=float(np.exp(rng.uniform(np.log(fastest / 6), np.log(fastest)))),
+        momentum=momentum,
+    )
+
+
+def draw_attack(name: str, n_clients: int, rng: np.random.Generator) -> Attack:
+    """Draw an attack's strength: how much poison, how large a scale."""
+    rate = float(rng.uniform(0.3, 1.0))
+    settings: dict[str, dict[str, float]] = {
+        "badnets": {"poison_rate": rate},
+        "model_replacement": {"poison_rate": rate, "scale": float(rng.uniform(2, n_clients))},
+        "norm_clipped": {"poison_rate": rate},
+        "sign_flip": {"scale": float(rng.uniform(1, 5))},
+        "lp": {"lambda_": float(rng.choice([0.5, 1.0, 2.0])), "max_passes": 12},
+    }
+    return make_attack(name, **settings[name])
+
+
+def simulate_federation(setting: FederationSetting) -> Iterator[Episode]:
+    """Train one federation and yield each of its attacked rounds as an episode."""
+    natural = setting.alpha == 0
+    data = load(
+        setting.dataset,
+        n_clients=setting.n_clients,
+        partition="natural" if natural else "dirichlet",
+        alpha=setting.alpha or 1.0,
+        n_clean=setting.n_clean,
+        seed=setting.seed,
+    )
+    federation = _Federation(setting, data)
+    for server_round in range(setting.warm_rounds):
+        federation.honest_round(server_round)
+    for server_round in range(setting.warm_rounds, setting.warm_rounds + setting.n_rounds):
+        yield from federation.attacked_round(server_round)
+
+
+class _Federation:
+    def __init__(self, setting: FederationSetting, data: FederatedData) -> None:
+        self.setting, self.data = setting, data
+        self.model = build_model(setting.model, data, setting.seed)
+        self.scratch = build_model(setting.model, data, setting.seed)
+        self.arrays: Arrays = get_arrays(self.model)
+        self.inspector = Inspector(self.scratch, data.clean, seed=setting.seed)
+
+    def honest_round(self, server_round: int) -> None:
+        clients = self._participants(server_round)
+        self._aggregate(self._honest(clients, server_round), clients)
+
+    def attacked_round(self, server_round: int) -> Iterator[Episode]:
+        rng = keyed(self.setting.seed, 3, server_round)
+        clients = self._participants(server_round)
+        honest = self._honest(clients, server_round)
+        n_malicious = int(rng.integers(1, max(2, int(0.4 * len(clients)) + 1)))
+        malicious = rng.choice(len(clients), size=min(n_malicious, 4), replace=False)
+        labels = np.zeros(len(clients), np.int64)
+        labels[malicious] = 1
+        uploads: list[Arrays] = honest
+        names = list(rng.permutation(ATTACK_NAMES))
+        for name in names:
+            uploads = self._attacked(name, honest, clients, malicious, server_round, rng)
+            query, support = self.inspector.views(self.arrays, uploads)
+            yield Episode(
+                support=support, query=query, labels=labels, family=name, domain=self._domain
+            )
+        query, support = self.inspector.views(self.arrays, honest)
+        yield Episode(
+            support=support, query=query, labels=labels * 0, family="none", domain=self._domain
+        )
+        self.inspector.remember(rng.random(len(clients)) < 0.95)
+        self._aggregate(uploads if rng.random() < self.setting.leak else honest, clients)
+
+    @property
+    def _domain(self) -> str:
+        return f"fl-{self.setting.dataset}"
+
+    def _participants(self, server_round: int) -> NDArray[np.intp]:
+        rng = keyed(self.setting.seed, 2, server_round)
+        return rng.choice(self.setting.n_clients, self.setting.clients_per_round, replace=False)
+
+    def _honest(self, clients: NDArray[np.intp], server_round: int) -> list[Arrays]:
+        trained: list[Arrays] = []
+        for client in clients:
+            set_arrays(self.model, self.arrays)
+            rng = keyed(self.setting.seed, 4, server_round, int(client))
+            train(self.model, self.data.clients[client], self.setting.training, rng)
+            trained.append(get_arrays(self.model))
+        return trained
+
+    def _attacked(
+        self,
+        name: str,
+        honest: Sequence[Arrays],
+        clients: NDArray[np.intp],
+        malicious: NDArray[np.intp],
+        server_round: int,
+        rng: np.random.Generator,
+    ) -> list[Arrays]:
+        attack = draw_attack(name, len(clients), rng)
+        trigger: Trigger = draw_trigger(
+            str(rng.choice(IMAGE_FAMILIES)), self.data.clean.x, keyed(self.setting.seed, 6)
+        )
+        target = int(keyed(self.setting.seed, 7).integers(self.data.n_classes))
+        uploads = list(honest)
+        for position in malicious:
+            others = [self.data.clients[clients[p]] for p in malicious if p != position]
+            own = self.data.clients[clients[position]]
+            uploads[position] = attack(
+                AttackContext(
+                    model=self.model,
+                    global_arrays=self.arrays,
+                    data=own,
+                    peers=(own, *others),
+                    trigger=trigger,
+                    target_label=target,
+                    training=self.setting.training,
+                    n_clients=len(clients),
+                    rng=keyed(self.setting.seed, 5, server_round, int(clients[position])),
+                )
+            )
+        return uploads
+
+    def _aggregate(self, uploads: Sequence[Arrays], clients: NDArray[np.intp]) -> None:
+        sizes = np.array([len(self.data.clients[c]) for c in clients], dtype=np.float64)
+        weights = sizes / sizes.sum()
+        self.arrays = {
+            name: np.tensordot(weights, np.stack([u[name] for u in uploads]), 1).astype(a.dtype)
+            for name, a in self.arrays.items()
+        }
