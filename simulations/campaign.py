@@ -235,7 +235,7 @@ def _run_one(
     entry = {
         **summarise(scenario, outcome),
         "settings": scenario.to_dict(),
-        "audit": dict(outcome.audit),
+        "audit": {"database": AUDIT_FILE, **outcome.audit} if outcome.audit else {},
         "weights": _weights_digest(scenario),
         "versions": {name: version(name) for name in VERSIONED},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -213,7 +213,7 @@ def serve(grid: Grid, folder: Path, audit_url: str, on_round: OnRound | None = N
     )
     where = {}
     if store is not None:
-        where = {"url": audit_url, "run_id": defense.run_id, "head": store.head(defense.run_id)}
+        where = {"run_id": defense.run_id, "head": store.head(defense.run_id)}
     outcome = Outcome(rounds=tuple(recorder.rows), audit=where)
     (folder / OUTCOME_FILE).write_text(json.dumps(outcome.to_dict()))
     return outcome

@@ -87,7 +87,7 @@ class Outcome:
     rounds : tuple of RoundRow
         Round 0 to the last.
     audit : mapping of str to str
-        Where the shield's decisions stand: ``url``, ``run_id`` and ``head``; empty without one.
+        Where the shield's decisions stand: ``run_id`` and ``head``; empty without a shield.
     """
 
     rounds: tuple[RoundRow, ...]

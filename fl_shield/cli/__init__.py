@@ -73,10 +73,18 @@ def main() -> None:
         app()
     except EngineError as error:
         _fail(error, ENGINE_ERROR)
-    except (ShieldError, OSError) as error:
+    except ShieldError as error:
         _fail(error, USER_ERROR)
+    except OSError as error:
+        _fail(_told(error), USER_ERROR)
 
 
-def _fail(error: Exception, code: int) -> None:
-    typer.echo(f"fl-shield: {error}", err=True)
+def _told(error: OSError) -> str:
+    if error.filename is None:
+        return str(error)
+    return f"cannot use {error.filename}: {error.strerror}; check the path and its permissions"
+
+
+def _fail(message: object, code: int) -> None:
+    typer.echo(f"fl-shield: {message}", err=True)
     sys.exit(code)

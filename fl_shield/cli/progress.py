@@ -34,7 +34,7 @@ _TITLES = (
     "malicious\nrejected",
     "benign\nrejected",
     "score\nAUC",
-    "shield /\nround",
+    "shield\n/ round",
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from fl_shield.audit import AuditStore
 from fl_shield.cli import main
-from fl_shield.simulations import campaign
+from fl_shield.simulations.engines import run
 
 FEDERATION = "--clients 6 --rounds 2 --malicious 0.34 --model digits-mlp --epochs 1 --workers 1"
 TINY = ["simulate", *FEDERATION.split()]
@@ -37,13 +37,12 @@ def results(out: Path) -> list[dict[str, Any]]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the federations that really run."""
     names: list[str] = []
-    run = campaign.run
 
     def counting(scenario: Any, *args: Any) -> Any:
         names.append(scenario.name)
         return run(scenario, *args)
 
-    monkeypatch.setattr(campaign, "run", counting)
+    monkeypatch.setattr("fl_shield.simulations.campaign.run", counting)
     return names
 
 
