@@ -1,7 +1,8 @@
 """From scores and p-values over rounds to actions: keep, downweight or drop, with a reputation.
 
 History can only make a client more suspicious. A newcomer has no credit and a client with a
-clean record gains none, so that fresh identities (Sybils) and patience buy an attacker nothing.
+clean record gains none: patience buys an attacker nothing, and a fresh identity (Sybil) sheds a
+bad past but never stands better than an honest newcomer.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class Decision:
 
 def log_odds(score: Floats | float, limit: float = 8.0) -> Floats:
     """Natural log-odds of scores in [0, 1], clipped to ``[-limit, limit]``."""
-    clipped = np.clip(score, 1e-12, 1 - 1e-12)
+    clipped = np.clip(np.asarray(score, dtype=np.float64), 1e-12, 1 - 1e-12)
     odds: Floats = np.asarray(np.log(clipped) - np.log1p(-clipped))
     return odds.clip(-limit, limit)
 
@@ -74,9 +75,22 @@ class Policy:
     def decide(
         self, client_ids: Sequence[str], scores: Sequence[float], p_values: Sequence[float]
     ) -> list[Decision]:
-        """Decide on one round, clients in the order given, and remember it."""
-        rows = zip(client_ids, scores, p_values, strict=True)
-        return [self._decide(client, float(s), float(p)) for client, s, p in rows]
+        """Decide on one round, clients in the order given, and remember it.
+
+        Raises
+        ------
+        ValueError
+            Where rows differ in length, or a score or p-value is no number in [0, 1]; nothing is
+            remembered then.
+        """
+        rows = list(zip(client_ids, map(float, scores), map(float, p_values), strict=True))
+        for client, score, p_value in rows:
+            if not (0 <= score <= 1 and 0 <= p_value <= 1):
+                raise ValueError(
+                    f"score and p-value must be in [0, 1], got {score} and {p_value} for client "
+                    f"{client}: replace NaN by the worst there is (1 and 0) before deciding"
+                )
+        return [self._decide(*row) for row in rows]
 
     def reputation(self, client_id: str) -> float:
         """Trust in a client, in (0, 1]: 1 without a suspicious past."""
@@ -94,7 +108,7 @@ class Policy:
         if past > 0.05:
             reason += f", suspicious before (reputation was {np.exp(-past):.2f})"
         if self.mode == "downweight":
-            weight = 1 / (1 + float(np.exp(2 * posterior)))
+            weight = 1 / (1 + float(np.exp(min(2 * posterior, 700.0))))
             return Decision(
                 action=Action.DOWNWEIGHT, weight=weight, reputation=reputation, reason=reason
             )

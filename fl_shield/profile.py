@@ -268,8 +268,8 @@ def _cosines(a: Tensor, b: Tensor) -> Tensor:
 def _span_columns(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
     """Mahalanobis distances with covariance shrunk to a multiple of the identity, by the Gram form.
 
-    With centred references ``A = U S V'``, found from ``A A'``, the shrunk covariance has the eigenvalues
-    ``(1 - s) S^2 / m + s * t`` inside the span and ``s * t`` outside, t = trace / d.
+    With centred references ``A = U S V'``, found from ``A A'``, the shrunk covariance has the
+    eigenvalues ``(1 - s) S^2 / m + s * t`` inside the span and ``s * t`` outside, t = trace / d.
     """
     m, d = references.shape[1:]
     centre = references.mean(1, keepdim=True)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+_GRID = 0x6B6579  # keeps the cells of keyed() apart from the children of streams()
+
 
 def streams(seed: int, names: Sequence[str]) -> dict[str, np.random.Generator]:
     """Independent generators, one a name, all derived from one seed.
@@ -22,6 +24,8 @@ def streams(seed: int, names: Sequence[str]) -> dict[str, np.random.Generator]:
     >>> bool(a.random() != b.random())
     True
     """
+    if len(set(names)) != len(names):
+        raise ValueError(f"stream names must be unique, got {list(names)}")
     children = np.random.SeedSequence(seed).spawn(len(names))
     return dict(zip(names, map(np.random.default_rng, children), strict=True))
 
@@ -34,7 +38,7 @@ def keyed(seed: int, *key: int) -> np.random.Generator:
     >>> bool(keyed(0, 3, 1).random() == keyed(0, 3, 1).random())
     True
     """
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_GRID, *key)))
 
 
 def torch_generator(rng: np.random.Generator) -> torch.Generator:

@@ -62,7 +62,7 @@ class FederationSetting:
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
-        return asdict(self)
+        return {"source": "federation", **asdict(self)}
 
 
 def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSetting:
