@@ -32,6 +32,9 @@ from fl_shield.types import Flags, Floats, View
 FORMAT = "fl_shield.metashield/1"
 PRETRAINED = "metashield.safetensors"
 
+STANDARD_LIMIT = 6.0
+"""Standardised columns are clipped to [-STANDARD_LIMIT, STANDARD_LIMIT]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -43,8 +46,9 @@ class Weights:
         See :func:`fl_shield.meta.initial_params`.
     mean, scale : (128,) float32 tensors
         Standardisation of the profile's columns over the meta-training tasks.
-    null : (k,) float32 tensor
-        Quantiles of standardised benign scores over held-out meta-training tasks.
+    nulls : mapping of str to (k,) float32 tensor
+        Quantiles of standardised benign scores over held-out meta-training tasks, apart for
+        ``inputs`` of a model and ``updates`` of clients.
     config : MetaConfig
     card : mapping of str to str
         Seed, command, data, families: what the model card says.
@@ -53,18 +57,20 @@ class Weights:
     params: Params
     mean: Tensor
     scale: Tensor
-    null: Tensor
+    nulls: Mapping[str, Tensor]
     config: MetaConfig
     card: Mapping[str, str]
 
     def standard(self, profiles: Floats) -> Tensor:
         """Columns of (n, V, 128) profiles on the scale of meta-training."""
-        return (torch.from_numpy(np.asarray(profiles, dtype=np.float32)) - self.mean) / self.scale
+        rows = torch.from_numpy(np.asarray(profiles, dtype=np.float32))
+        return ((rows - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""
         tensors = {f"params.{name}": p.contiguous() for name, p in self.params.items()}
-        tensors |= {"mean": self.mean, "scale": self.scale, "null": self.null}
+        tensors |= {f"null.{name}": null.contiguous() for name, null in self.nulls.items()}
+        tensors |= {"mean": self.mean, "scale": self.scale}
         config = json.dumps(asdict(self.config), sort_keys=True)
         metadata = {"format": FORMAT, "config": config, "card": json.dumps(dict(self.card))}
         save_file(tensors, str(path), metadata=metadata)
@@ -86,15 +92,18 @@ class Weights:
                 f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}; "
                 "make it again with fl-shield meta-train"
             )
-        params = {n.removeprefix("params."): t for n, t in tensors.items() if "params." in n}
         return cls(
-            params=params,
+            params=_below("params.", tensors),
             mean=tensors["mean"],
             scale=tensors["scale"],
-            null=tensors["null"],
+            nulls=_below("null.", tensors),
             config=MetaConfig(**json.loads(metadata["config"])),
             card=json.loads(metadata["card"]),
         )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +141,8 @@ class Adapted:
     n_folds : int
         The references' own log-odds are out-of-fit: each fold is scored by a detector adapted
         to the other folds.
+    null : {"inputs", "updates"}
+        Which null distribution the ``tasks`` guarantee takes.
     """
 
     def __init__(
@@ -140,8 +151,10 @@ class Adapted:
         references: Floats,
         n_inner_steps: int | None = None,
         n_folds: int = 5,
+        null: str = "inputs",
     ) -> None:
         self._weights = weights
+        self._null = weights.nulls[null].double().numpy()
         self._steps = weights.config.n_inner_steps if n_inner_steps is None else n_inner_steps
         self._present = torch.ones(references.shape[1])
         rows = weights.standard(references)
@@ -160,7 +173,7 @@ class Adapted:
         if guarantee == "references":
             return conformal_p_values(self.reference_log_odds, log_odds)
         standard = standardise(log_odds, self.reference_log_odds)
-        return task_p_values(self._weights.null.double().numpy(), standard)
+        return task_p_values(self._null, standard)
 
     def _adapt(self, rows: Tensor) -> Params:
         weights = torch.ones(len(rows))
@@ -325,7 +338,7 @@ def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
         params=params,
         mean=torch.zeros(width),
         scale=torch.ones(width),
-        null=null,
+        nulls={"inputs": null, "updates": null},
         config=settings,
         card={"trained": "never"},
     )

@@ -106,7 +106,8 @@ class Inspector:
             return Inspection(
                 scores=empty, p_values=empty, view_names=(), view_scores=np.zeros((0, 0))
             )
-        adapted = Adapted(self._detector.weights, reference_views, self._detector.n_inner_steps)
+        weights, steps = self._detector.weights, self._detector.n_inner_steps
+        adapted = Adapted(weights, reference_views, steps, null="updates")
         found = adapted.score(views)
         p_values = adapted.p_values(found.log_odds, "tasks")
         return Inspection(
