@@ -79,7 +79,7 @@ class Weights:
     def load(cls, path: Path | str) -> Self:
         """Read a safetensors file that :meth:`save` wrote."""
         try:
-            with safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
@@ -338,7 +338,7 @@ def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
         params=params,
         mean=torch.zeros(width),
         scale=torch.ones(width),
-        nulls={"inputs": null, "updates": null},
+        nulls={"inputs": null, "updates": null.clone()},
         config=settings,
         card={"trained": "never"},
     )

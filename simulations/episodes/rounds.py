@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_shield.attacks import make_attack
+from fl_shield.detector import MetaShield, blank_weights
 from fl_shield.inspector import Inspector
 from fl_shield.meta import Episode
 from fl_shield.rng import keyed
@@ -140,7 +141,8 @@ class _Federation:
         self.model = build_model(setting.model, data, setting.seed)
         self.scratch = build_model(setting.model, data, setting.seed)
         self.arrays: Arrays = get_arrays(self.model)
-        self.inspector = Inspector(self.scratch, data.clean, seed=setting.seed)
+        blank = MetaShield(blank_weights())  # profiles only: nothing is scored here
+        self.inspector = Inspector(self.scratch, data.clean, blank, seed=setting.seed)
 
     def honest_round(self, server_round: int) -> None:
         clients = self._participants(server_round)
