@@ -126,6 +126,11 @@ class Scores:
         out: Floats = 1 / (1 + np.exp(-self.log_odds.clip(-50, 50)))
         return out
 
+    def raised(self, evidence: Floats) -> Scores:
+        """Scores with one more view that adds ``evidence`` (n,) to the log-odds."""
+        joined = np.concatenate([self.contributions, evidence[:, None]], axis=1)
+        return Scores(log_odds=self.log_odds + evidence, contributions=joined)
+
 
 class Adapted:
     """The detector after its few-shot adaptation to one set of references.

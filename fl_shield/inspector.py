@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fl_shield.activations import activations_of, find_layers
 from fl_shield.detector import Adapted, MetaShield
 from fl_shield.probes import Probes
 from fl_shield.profile import MIN_REFERENCES, profile
@@ -41,12 +42,15 @@ from fl_shield.updates import (
     update_views,
     view_depths,
 )
+from fl_shield.witness import witness_evidence
 
 N_REFERENCES = 24
 """References that the inspector tries to have before it stops simulating benign updates."""
 
 N_MEMORY = 48
 """Accepted updates of earlier rounds that are kept as references."""
+
+_LARGEST_SHIFT = 1e6  # a model that overflows on the probes stands out; it must not stop a round
 
 REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
 """How the server trains on its own examples to simulate benign updates; only directions matter."""
@@ -109,13 +113,23 @@ class Inspector:
         weights, steps = self._detector.weights, self._detector.n_inner_steps
         adapted = Adapted(weights, reference_views, steps, null="updates")
         found = adapted.score(views)
-        p_values = adapted.p_values(found.log_odds, "tasks")
+        if reports is not None and any(report is not None for report in reports):
+            found = found.raised(self._evidence(global_arrays, reports))
+            self._names = (*self._names, "report")
         return Inspection(
             scores=found.scores,
-            p_values=p_values,
+            p_values=adapted.p_values(found.log_odds, "tasks"),
             view_names=self._names,
             view_scores=found.contributions,
         )
+
+    def _evidence(
+        self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]
+    ) -> Floats:
+        set_arrays(self._model, global_arrays)
+        layers = find_layers(self._model)
+        references, _ = activations_of(self._model, self._clean.x, layers)
+        return witness_evidence(self._detector.weights, reports, references)
 
     def remember(self, kept: Flags) -> None:
         """Take the kept updates of the round just inspected as references for later rounds."""
@@ -153,7 +167,10 @@ class Inspector:
         sketch = sketcher.sketch(global_arrays, update)
         if self._probes is None:
             return sketch
-        shifts = self._probes.shifts(update)
+        shifts = {
+            name: np.nan_to_num(shift, nan=_LARGEST_SHIFT).clip(-_LARGEST_SHIFT, _LARGEST_SHIFT)
+            for name, shift in self._probes.shifts(update).items()
+        }
         norms = {name: float(np.linalg.norm(shift)) for name, shift in shifts.items()}
         peaks = {name: float(shift.max()) for name, shift in shifts.items()}
         rows = dict.fromkeys(shifts, 1.0)

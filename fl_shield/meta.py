@@ -238,7 +238,7 @@ def draw_batch(episodes: Sequence[Episode], config: MetaConfig, rng: np.random.G
     labels = np.zeros(query.shape[:2], np.float32)
     present = np.zeros(shape[:2], np.float32)
     for i, episode in enumerate(episodes):
-        columns = (rng.random(n_columns) >= config.dropout).astype(np.float32)
+        columns = np.asarray(rng.random(n_columns) >= config.dropout, dtype=np.float32)
         views = episode.query.shape[1]
         present[i, :views] = 1
         rows = _draw(np.arange(len(episode.support)), config.n_support, rng)

@@ -208,7 +208,8 @@ def _levels(x: Tensor, levels: tuple[float, ...]) -> Tensor:
     place = torch.tensor(levels, dtype=x.dtype) * (x.shape[-1] - 1)
     low = place.floor().long()
     high = place.ceil().long()
-    return torch.lerp(ordered[..., low], ordered[..., high], place - low)
+    quantiles: Tensor = torch.lerp(ordered[..., low], ordered[..., high], place - low)
+    return quantiles
 
 
 def _unit_columns(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:

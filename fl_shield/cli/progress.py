@@ -53,10 +53,11 @@ class CampaignProgress:
         self._console = console or Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[state]}"),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -80,7 +81,7 @@ class CampaignProgress:
 
     def on_event(self, scenario: Scenario, row: RoundRow) -> None:
         """Show one finished round."""
-        state = f"accuracy {row.accuracy:.3f}  ASR {row.asr:.3f}"
+        state = f"acc {row.accuracy:.2f} ASR {row.asr:.2f}"
         task = self._tasks[scenario.to_json()]
         self._progress.start_task(task)
         self._progress.update(task, completed=row.server_round, state=state)

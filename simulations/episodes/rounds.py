@@ -132,12 +132,18 @@ def simulate_federation(setting: FederationSetting) -> Iterator[Episode]:
     for server_round in range(setting.warm_rounds):
         federation.honest_round(server_round)
     for server_round in range(setting.warm_rounds, setting.warm_rounds + setting.n_rounds):
-        yield from federation.attacked_round(server_round)
+        if not federation.diverged:
+            yield from federation.attacked_round(server_round)
+
+
+def _is_finite(arrays: Arrays) -> bool:
+    return all(bool(np.isfinite(array).all()) for array in arrays.values())
 
 
 class _Federation:
     def __init__(self, setting: FederationSetting, data: FederatedData) -> None:
         self.setting, self.data = setting, data
+        self.diverged = False
         self.model = build_model(setting.model, data, setting.seed)
         self.scratch = build_model(setting.model, data, setting.seed)
         self.arrays: Arrays = get_arrays(self.model)
@@ -152,6 +158,9 @@ class _Federation:
         rng = keyed(self.setting.seed, 3, server_round)
         clients = self._participants(server_round)
         honest = self._honest(clients, server_round)
+        if not all(map(_is_finite, honest)):
+            self.diverged = True  # the drawn rates were too high: nothing to learn from
+            return
         n_malicious = int(rng.integers(1, max(2, int(0.4 * len(clients)) + 1)))
         malicious = rng.choice(len(clients), size=min(n_malicious, 4), replace=False)
         labels = np.zeros(len(clients), np.int64)
@@ -160,6 +169,8 @@ class _Federation:
         names = list(rng.permutation(ATTACK_NAMES))
         for name in names:
             uploads = self._attacked(name, honest, clients, malicious, server_round, rng)
+            if not all(map(_is_finite, uploads)):
+                continue
             query, support = self.inspector.views(self.arrays, uploads)
             yield Episode(
                 support=support, query=query, labels=labels, family=name, domain=self._domain

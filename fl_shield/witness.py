@@ -1,0 +1,74 @@
+"""The second witness: what clients say of their own activations, believed only against them.
+
+A client that reports activations (see :func:`fl_shield.strategies.report_activations`) is not
+trusted: it can report anything, such as activations of the model it received. So a report can
+add suspicion and never takes any away; an attacker gains nothing by sending a beautiful one, and
+an honest client loses nothing by sending none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fl_shield.detector import Adapted, Weights
+from fl_shield.profile import profile
+from fl_shield.types import ActivationReport, Floats, View
+
+MIN_REPORTS = 4
+"""With fewer readable reports in a round there is nothing to compare a report with."""
+
+TOLERANCE = 2.0
+"""Robust standard deviations above the round's median that a report may lie without effect."""
+
+
+def witness_evidence(
+    weights: Weights,
+    reports: Sequence[ActivationReport | None],
+    references: Mapping[str, Floats],
+) -> Floats:
+    """Log-odds that each client's report adds to its update's, shape (n,), never negative.
+
+    Every reported row is scored by the detector beside the server's own clean activations under
+    the global model. All clients have trained away from that model, so a report counts only by
+    how far its mean log-odds lie above the round's median, in robust standard deviations.
+
+    Parameters
+    ----------
+    weights : Weights
+        The meta-learned detector.
+    reports : sequence of ActivationReport or None
+        One a client; None = no report.
+    references : mapping of str to (m, d) float array
+        The server's clean activations by layer. Layers it lacks, or of another width, are not
+        read.
+    """
+    odds = [None if r is None else _log_odds(weights, r, references) for r in reports]
+    readable = np.array([o for o in odds if o is not None])
+    evidence = np.zeros(len(reports))
+    if len(readable) < MIN_REPORTS:
+        return evidence
+    centre = float(np.median(readable))
+    spread = 1.4826 * float(np.median(np.abs(readable - centre))) + 0.5
+    for i, own in enumerate(odds):
+        if own is not None:
+            evidence[i] = max(0.0, (own - centre) / spread - TOLERANCE)
+    return evidence
+
+
+def _log_odds(
+    weights: Weights, report: ActivationReport, references: Mapping[str, Floats]
+) -> float | None:
+    views = [
+        View(name=f"layer:{name}", points=rows, references=references[name])
+        for name, rows in report.layers.items()
+        if name in references and rows.ndim == 2 and rows.shape[1] == references[name].shape[1]
+    ]
+    n_rows = min((len(view.points) for view in views), default=0)
+    if n_rows == 0:
+        return None
+    both = [profile(view) for view in views]
+    adapted = Adapted(weights, np.stack([p.references for p in both], axis=1))
+    points = np.stack([p.points[:n_rows] for p in both], axis=1)
+    return float(adapted.score(points).log_odds.mean())
