@@ -53,17 +53,17 @@ class MetaConfig:
         Share of columns that are masked at random in an episode, the same in support and query.
     """
 
-    n_hidden: int = 48
+    n_hidden: int = 32
     n_inner_steps: int = 3
     inner_lr: float = 0.05
     outer_lr: float = 3e-3
-    n_epochs: int = 30
+    n_epochs: int = 20
     batch_size: int = 16
-    weight_decay: float = 1e-3
+    weight_decay: float = 0.1
     n_support: int = 20
     n_query: int = 24
     second_order: bool = True
-    dropout: float = 0.1
+    dropout: float = 0.3
 
     def __post_init__(self) -> None:
         for name in ("n_hidden", "n_epochs", "batch_size", "n_support", "n_query"):
