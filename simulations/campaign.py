@@ -12,6 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +25,7 @@ import torch
 
 from fl_shield.attacks import ATTACKS
 from fl_shield.audit import AuditStore
-from fl_shield.errors import AuditError, ScenarioError
+from fl_shield.errors import AuditError, EngineError, ScenarioError
 from fl_shield.simulations.engines import run
 from fl_shield.simulations.outcome import RoundRow, summarise
 from fl_shield.simulations.round_log import RoundFollower, start_log
@@ -196,6 +197,11 @@ class Campaign:
             ]
             try:
                 self._wait(jobs, followers)
+            except BrokenProcessPool as error:
+                raise EngineError(
+                    f"one of {n_workers} worker processes died, perhaps for want of memory; "
+                    "finished federations are kept: run again with fewer workers"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
