@@ -1,0 +1,305 @@
+"""Episodes on disk and from tiny simulations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_shield.errors import DatasetError
+from fl_shield.meta import Episode
+from fl_shield.profile import LIMIT
+from fl_shield.simulations.episodes import cache, sources
+from fl_shield.simulations.episodes.cache import (
+    key_of,
+    load_episodes,
+    save_episodes,
+    write_manifest,
+)
+from fl_shield.simulations.episodes.rounds import (
+    ATTACK_NAMES,
+    FederationSetting,
+    draw_attack,
+    draw_setting,
+    simulate_federation,
+)
+from fl_shield.simulations.episodes.sources import Curriculum, path_of, simulate, simulate_all
+from fl_shield.simulations.episodes.victims import N_POINTS, VictimSetting, draw_victim
+from fl_shield.training import TrainingConfig
+
+FEDERATION = FederationSetting(
+    seed=3,
+    dataset="digits",
+    model="digits-mlp",
+    n_clients=5,
+    clients_per_round=5,
+    n_rounds=1,
+    alpha=5.0,
+    training=TrainingConfig(n_epochs=1, batch_size=32, lr=0.05),
+    n_clean=10,
+    warm_rounds=0,
+    leak=0.0,
+)
+VICTIM = VictimSetting(
+    seed=1,
+    dataset="digits",
+    model="digits-mlp",
+    family="patch",
+    target_label=3,
+    poison_rate=0.5,
+    n_train=500,
+    n_references=12,
+    training=TrainingConfig(n_epochs=8, batch_size=32, lr=0.05, momentum=0.9),
+)
+
+
+def _episode(seed: int, family: str = "patch") -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        support=rng.normal(size=(4, 2, 128)).astype(np.float32),
+        query=rng.uniform(-LIMIT, LIMIT, size=(6, 2, 128)).astype(np.float32),
+        labels=rng.integers(0, 2, size=6),
+        family=family,
+        domain="cv-digits",
+    )
+
+
+def test_episodes_return_from_disk_in_half_precision(tmp_path: Path) -> None:
+    episodes = [_episode(0), _episode(1, "none")]
+    path = tmp_path / "new" / "episodes.npz"
+    save_episodes(path, episodes)
+    again = load_episodes(path)
+    assert [e.family for e in again] == ["patch", "none"]
+    assert [e.domain for e in again] == ["cv-digits"] * 2
+    for old, new in zip(episodes, again, strict=True):
+        assert new.support.dtype == new.query.dtype == np.float32
+        np.testing.assert_array_equal(new.support, old.support.astype(np.float16))
+        np.testing.assert_allclose(new.query, old.query, rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(new.labels, old.labels)
+
+
+def test_no_episodes_return_as_none(tmp_path: Path) -> None:
+    save_episodes(tmp_path / "none.npz", [])
+    assert load_episodes(tmp_path / "none.npz") == []
+
+
+def test_writing_leaves_one_whole_file(tmp_path: Path) -> None:
+    save_episodes(tmp_path / "a.npz", [_episode(0)])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_broken_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.npz"
+    save_episodes(path, [_episode(0)])
+    before = path.read_bytes()
+
+    def full_disk(file: Path, **_: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(cache.np, "savez_compressed", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_episodes(path, [_episode(1)])
+    assert path.read_bytes() == before
+
+
+UNCAUGHT = pytest.mark.xfail(strict=True, reason="EOFError and BadZipFile are not translated")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", marks=UNCAUGHT, id="empty"),
+        pytest.param(b"not a zip", id="text"),
+        pytest.param(b"PK\x03\x04 cut off", marks=UNCAUGHT, id="zip's head"),
+    ],
+)
+def test_an_unreadable_file_says_what_to_do(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match="delete it to have it made again"):
+        load_episodes(path)
+
+
+@UNCAUGHT
+def test_a_cut_file_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "cut.npz"
+    save_episodes(path, [_episode(0)])
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(DatasetError, match="delete it to have it made again"):
+        load_episodes(path)
+
+
+def test_a_foreign_or_absent_file_says_what_to_do(tmp_path: Path) -> None:
+    np.savez(tmp_path / "foreign.npz", x=np.zeros(3))
+    for name in ("foreign", "absent"):
+        with pytest.raises(DatasetError, match="delete it to have it made again"):
+            load_episodes(tmp_path / f"{name}.npz")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, family=np.array([{"an": "object"}], dtype=object), domain=np.array(["d"]))
+    with pytest.raises(DatasetError, match="not a readable episode file"):
+        load_episodes(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 4},
+        {"alpha": 0.5},
+        {"training": replace(FEDERATION.training, lr=0.06)},
+        {"n_rounds": 2},
+        {"leak": 0.3},
+    ],
+)
+def test_keys_change_with_settings(changes: dict[str, Any]) -> None:
+    other = replace(FEDERATION, **changes)
+    assert key_of(other.manifest()) != key_of(FEDERATION.manifest())
+    assert key_of(FEDERATION.manifest()) == key_of(replace(FEDERATION).manifest())
+
+
+def test_keys_change_with_the_version_and_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = key_of(VICTIM.manifest())
+    monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    newer = key_of(VICTIM.manifest())
+    monkeypatch.setattr(cache, "COLUMNS", cache.COLUMNS[::-1])
+    assert len({key, newer, key_of(VICTIM.manifest())}) == 3
+
+
+def test_manifest_has_a_line_a_source(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    write_manifest(path, [FEDERATION.manifest(), VICTIM.manifest()])
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert first["source"] == "federation"
+    assert first["training"]["lr"] == 0.05
+    assert second["source"] == "victim"
+    assert second["family"] == "patch"
+
+
+@pytest.mark.parametrize("dataset", ["digits", "glyphs"])
+def test_settings_are_drawn_from_their_seed(dataset: str) -> None:
+    drawn = [draw_setting(dataset, seed, n_rounds=2) for seed in range(20)]
+    assert drawn == [draw_setting(dataset, seed, n_rounds=2) for seed in range(20)]
+    assert len({key_of(s.manifest()) for s in drawn}) == 20
+    for setting in drawn:
+        assert setting.dataset == dataset
+        assert setting.n_rounds == 2
+        assert 6 <= setting.clients_per_round <= setting.n_clients
+        assert 10 <= setting.n_clean <= 20
+    assert len({s.model for s in drawn}) == 2
+
+
+def test_victims_are_drawn_from_their_seed() -> None:
+    drawn = [draw_victim(seed) for seed in range(40)]
+    assert drawn == [draw_victim(seed) for seed in range(40)]
+    assert {v.family for v in drawn} >= {"patch", "polygon", "blended"}
+    assert 0 < sum(v.poison_rate == 0 for v in drawn) < 20  # clean victims belong to the tasks
+
+
+@pytest.mark.parametrize("name", ATTACK_NAMES)
+def test_attacks_are_drawn_from_their_stream(name: str) -> None:
+    first, second = (draw_attack(name, 10, np.random.default_rng(5)) for _ in range(2))
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Episode]:
+    """A federation of one round."""
+    return list(simulate_federation(FEDERATION))
+
+
+def test_a_round_is_attacked_in_every_way_and_none(episodes: list[Episode]) -> None:
+    assert len(episodes) == 6
+    assert sorted(e.family for e in episodes[:5]) == sorted(ATTACK_NAMES)
+    assert episodes[5].family == "none"
+    assert {e.domain for e in episodes} == {"fl-digits"}
+
+
+def test_labels_of_a_round(episodes: list[Episode]) -> None:
+    labels = episodes[0].labels
+    assert 1 <= labels.sum() <= 2  # at most 40 % of five clients
+    for episode in episodes[:5]:
+        np.testing.assert_array_equal(episode.labels, labels)
+    assert not episodes[5].labels.any()
+    assert episodes[5].labels.shape == labels.shape == (5,)
+
+
+def test_profiles_of_a_round(episodes: list[Episode]) -> None:
+    for episode in episodes:
+        n, views, columns = episode.query.shape
+        assert (n, columns) == (5, 128)
+        assert episode.support.shape[1:] == (views, columns)
+        for rows in (episode.query, episode.support):
+            assert np.isfinite(rows).all()
+            assert np.abs(rows).max() <= LIMIT
+
+
+def test_only_malicious_updates_differ_from_the_honest_round(episodes: list[Episode]) -> None:
+    """In the honest episode the same clients stand among the others."""
+    honest = episodes[5]
+    malicious = episodes[0].labels == 1
+    for episode in episodes[:5]:
+        moved = np.abs(episode.query - honest.query).mean((1, 2))
+        assert moved[malicious].min() > 0
+        assert moved[malicious].mean() > moved[~malicious].mean()
+
+
+def test_one_victim_gives_one_episode(tmp_path: Path) -> None:
+    path = simulate(VICTIM, tmp_path)
+    assert path == path_of(VICTIM, tmp_path)
+    (episode,) = load_episodes(path)
+    assert episode.family == "patch"
+    assert episode.domain == "cv-digits"
+    assert episode.support.shape[0] == 12
+    n_triggered = int(episode.labels.sum())
+    assert list(episode.labels) == [0] * N_POINTS + [1] * n_triggered
+    assert n_triggered > 20  # the attack works
+    assert np.isfinite(episode.query).all()
+
+
+def test_a_clean_victim_gives_negatives_only(tmp_path: Path) -> None:
+    training = replace(VICTIM.training, n_epochs=1)
+    path = simulate(replace(VICTIM, poison_rate=0.0, training=training), tmp_path)
+    (episode,) = load_episodes(path)
+    assert episode.family == "none"
+    assert not episode.labels.any()
+    assert len(episode.labels) == 2 * N_POINTS  # clean and harmlessly stamped inputs
+
+
+def test_what_is_cached_is_not_simulated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [VICTIM, replace(VICTIM, seed=2)]
+    save_episodes(path_of(VICTIM, tmp_path), [_episode(0)])
+    simulated: list[int] = []
+
+    def fake(setting: VictimSetting) -> list[Episode]:
+        simulated.append(setting.seed)
+        return [_episode(setting.seed)]
+
+    monkeypatch.setattr(sources, "simulate_victim", fake)
+    assert list(simulate_all(wanted, tmp_path)) == wanted
+    assert simulated == [2]
+    assert list(simulate_all(wanted, tmp_path)) == wanted
+    assert simulated == [2]
+
+
+def test_curriculum_lists_distinct_sources() -> None:
+    curriculum = Curriculum(n_victims=5, n_digits=3, n_glyphs=2, seed=1)
+    listed = curriculum.sources()
+    assert len({key_of(s.manifest()) for s in listed}) == len(listed) == 10
+    assert listed == curriculum.sources()
+    other = Curriculum(n_victims=5, n_digits=3, n_glyphs=2, seed=2).sources()
+    assert not {key_of(s.manifest()) for s in listed} & {key_of(s.manifest()) for s in other}
+    with pytest.raises(ValueError, match="at least two sources"):
+        Curriculum(n_victims=1, n_digits=0, n_glyphs=0)
+    with pytest.raises(ValueError, match="n_victims must be >= 0"):
+        Curriculum(n_victims=-1)

@@ -1,0 +1,292 @@
+"""Rounds of client updates from arrays to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fl_shield.detector import MetaShield, Weights
+from fl_shield.inspector import N_MEMORY, N_REFERENCES, Inspector
+from fl_shield.training import get_arrays
+from fl_shield.types import ActivationReport, Arrays, Inspection, Samples
+
+N_CLIENTS = 10
+
+
+def _network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 3))
+
+
+def _clean(n: int = 12) -> Samples:
+    rng = np.random.default_rng(0)
+    return Samples(x=rng.random((n, 1, 8, 8), dtype=np.float32), y=rng.integers(0, 3, size=n))
+
+
+GLOBAL: Arrays = get_arrays(_network())
+
+
+def _update(seed: int, scale: float = 1.0) -> dict[str, NDArray[Any]]:
+    """One client: a direction that all share, and noise of its own."""
+    shared, own = np.random.default_rng(99), np.random.default_rng(seed)
+    return {
+        name: (
+            a + scale * (0.02 * shared.normal(size=a.shape) + 0.02 * own.normal(size=a.shape))
+        ).astype(a.dtype)
+        for name, a in GLOBAL.items()
+    }
+
+
+def _round(n: int = N_CLIENTS, first: int = 0) -> list[dict[str, NDArray[Any]]]:
+    return [_update(first + i) for i in range(n)]
+
+
+def _inspector(weights: Weights, *, seed: int = 0, **settings: Any) -> Inspector:
+    return Inspector(_network(), _clean(), MetaShield(weights), seed=seed, **settings)
+
+
+def _inspect(inspector: Inspector, updates: list[dict[str, NDArray[Any]]]) -> Inspection:
+    return inspector.inspect(GLOBAL, updates, np.ones(len(updates)))
+
+
+@pytest.fixture(scope="module")
+def found(toy_weights: Weights) -> Inspection:
+    """What an inspector finds in one honest round."""
+    return _inspect(_inspector(toy_weights), _round())
+
+
+def test_shapes_ranges_and_names(found: Inspection) -> None:
+    assert found.scores.shape == found.p_values.shape == (N_CLIENTS,)
+    assert found.view_scores.shape == (N_CLIENTS, len(found.view_names))
+    assert len(set(found.view_names)) == len(found.view_names)
+    assert {name.split(":")[0] for name in found.view_names} == {
+        *("update", "head", "probe", "stamp"),
+    }
+    for values in (found.scores, found.p_values, found.view_scores):
+        assert np.isfinite(values).all()
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert ((found.p_values > 0) & (found.p_values <= 1)).all()
+
+
+def test_views_add_up_to_the_log_odds(found: Inspection) -> None:
+    odds = found.view_scores.sum(1)
+    np.testing.assert_allclose(found.scores, 1 / (1 + np.exp(-odds)), atol=1e-6)
+
+
+def test_same_seed_same_scores(toy_weights: Weights, found: Inspection) -> None:
+    again = _inspect(_inspector(toy_weights), _round())
+    np.testing.assert_array_equal(again.scores, found.scores)
+    np.testing.assert_array_equal(again.p_values, found.p_values)
+    other = _inspect(_inspector(toy_weights, seed=1), _round())
+    assert np.abs(other.scores - found.scores).max() > 0
+
+
+def test_order_of_clients_does_not_matter(toy_weights: Weights, found: Inspection) -> None:
+    order = np.random.default_rng(1).permutation(N_CLIENTS)
+    updates = _round()
+    shuffled = _inspect(_inspector(toy_weights), [updates[i] for i in order])
+    np.testing.assert_allclose(shuffled.scores, found.scores[order], atol=1e-4)
+    # references are dealt to folds in their order, so that p-values may move a little
+    np.testing.assert_allclose(shuffled.p_values, found.p_values[order], atol=0.05)
+
+
+def test_updates_are_read_once_and_in_order(toy_weights: Weights, found: Inspection) -> None:
+    read: list[int] = []
+
+    def replies() -> Iterator[Arrays]:
+        for i, update in enumerate(_round()):
+            read.append(i)
+            yield update
+
+    again = _inspector(toy_weights).inspect(GLOBAL, replies(), np.ones(N_CLIENTS))
+    assert read == list(range(N_CLIENTS))
+    np.testing.assert_array_equal(again.scores, found.scores)
+
+
+def test_updates_and_global_model_are_left_untouched(toy_weights: Weights) -> None:
+    updates = _round()
+    _inspect(_inspector(toy_weights), updates)
+    for update, fresh in zip(updates, _round(), strict=True):
+        assert all(np.array_equal(update[name], fresh[name]) for name in fresh)
+    assert all(np.array_equal(GLOBAL[name], a) for name, a in get_arrays(_network()).items())
+
+
+@pytest.mark.parametrize("scale", [30.0, -10.0])
+def test_a_scaled_update_is_the_most_suspicious(toy_weights: Weights, scale: float) -> None:
+    updates = _round()
+    updates[4] = _update(4, scale=scale)
+    found = _inspect(_inspector(toy_weights), updates)
+    others = np.arange(N_CLIENTS) != 4
+    assert found.scores[4] > found.scores[others].max()
+    assert found.p_values[4] <= found.p_values[others].min()
+
+
+def test_the_shipped_detector_finds_a_scaled_update() -> None:
+    shipped = MetaShield.from_pretrained()
+    if shipped.weights.card.get("trained") == "never":
+        pytest.skip("the shipped weights are blank: run fl-shield meta-train")
+    updates = _round()
+    updates[4] = _update(4, scale=30.0)
+    inspector = Inspector(_network(), _clean(), shipped)
+    assert _inspect(inspector, updates).scores.argmax() == 4
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(
+            1e4, marks=pytest.mark.xfail(strict=True, reason="log of a negative peak of a shift")
+        ),
+        1e12,
+    ],
+)
+def test_a_monstrous_update_cannot_stop_a_round(toy_weights: Weights, size: float) -> None:
+    updates = _round()
+    updates[2] = {name: np.full_like(a, size) for name, a in GLOBAL.items()}
+    found = _inspect(_inspector(toy_weights), updates)
+    assert np.isfinite(found.scores).all()
+    assert np.isfinite(found.p_values).all()
+    assert found.scores[2] > np.delete(found.scores, 2).max()
+
+
+def test_an_empty_round(toy_weights: Weights) -> None:
+    inspector = _inspector(toy_weights)
+    found = _inspect(inspector, [])
+    assert found.scores.shape == found.p_values.shape == (0,)
+    assert found.view_names == ()
+    inspector.remember(np.zeros(0, np.bool_))
+    assert len(_inspect(inspector, _round(3)).scores) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_tiny_rounds_are_scored(toy_weights: Weights, n: int) -> None:
+    found = _inspect(_inspector(toy_weights), _round(n))
+    assert found.scores.shape == (n,)
+    assert np.isfinite(found.scores).all()
+
+
+def test_equal_updates_are_equally_suspicious(toy_weights: Weights) -> None:
+    found = _inspect(_inspector(toy_weights, probes=False), [_update(0)] * 5)
+    assert np.isfinite(found.scores).all()
+
+
+def test_probes_can_be_switched_off(toy_weights: Weights) -> None:
+    found = _inspect(_inspector(toy_weights, probes=False), _round())
+    assert {name.split(":")[0] for name in found.view_names} == {"update", "head"}
+    assert np.isfinite(found.scores).all()
+
+
+def test_inputs_without_triggers_need_probes_off(toy_weights: Weights) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    rows = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+    clean = Samples(x=rows, y=np.arange(10) % 2)
+    with pytest.raises(ValueError, match="probes=False"):
+        Inspector(model, clean, MetaShield(toy_weights))
+    inspector = Inspector(model, clean, MetaShield(toy_weights), probes=False)
+    arrays = get_arrays(model)
+    assert inspector.inspect(arrays, [arrays, arrays], np.ones(2)).scores.shape == (2,)
+
+
+def test_too_few_clean_examples_are_refused(toy_weights: Weights) -> None:
+    with pytest.raises(ValueError, match="has 2 examples; give at least 3"):
+        Inspector(_network(), _clean(2), MetaShield(toy_weights))
+
+
+def _n_references(inspector: Inspector, first: int) -> int:
+    return len(inspector.views(dict(GLOBAL), _round(first=first))[1])  # a new global model
+
+
+def test_kept_updates_become_references(toy_weights: Weights) -> None:
+    inspector = _inspector(toy_weights, probes=False)
+    core = N_CLIENTS // 2 + 1
+    assert _n_references(inspector, 0) == N_REFERENCES  # the core, and simulated ones
+    for i in range(1, 5):
+        inspector.remember(np.ones(N_CLIENTS, np.bool_))
+        expected = max(N_REFERENCES, core + i * N_CLIENTS)
+        assert _n_references(inspector, 100 * i) == expected
+
+
+def test_dropped_updates_are_not_remembered(toy_weights: Weights) -> None:
+    kept_none, never = (_inspector(toy_weights, probes=False) for _ in range(2))
+    for inspector in (kept_none, never):
+        _n_references(inspector, 0)
+    kept_none.remember(np.zeros(N_CLIENTS, np.bool_))
+    first, second = (i.views(GLOBAL, _round(first=50))[1] for i in (kept_none, never))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_only_the_kept_ones_are_remembered(toy_weights: Weights) -> None:
+    inspector = _inspector(toy_weights, probes=False)
+    core = N_CLIENTS // 2 + 1
+    kept = np.arange(N_CLIENTS) < 7
+    for i in range(4):
+        _n_references(inspector, 100 * i)
+        inspector.remember(kept)
+        inspector.remember(kept)  # a round is remembered once
+    assert _n_references(inspector, 900) == core + 4 * 7
+
+
+def test_memory_is_bounded(toy_weights: Weights) -> None:
+    inspector = _inspector(toy_weights, probes=False)
+    core = N_CLIENTS // 2 + 1
+    for i in range(8):
+        assert _n_references(inspector, 100 * i) <= core + N_MEMORY
+        inspector.remember(np.ones(N_CLIENTS, np.bool_))
+    assert _n_references(inspector, 900) == core + N_MEMORY
+
+
+def test_remember_before_any_round_does_nothing(toy_weights: Weights, found: Inspection) -> None:
+    inspector = _inspector(toy_weights)
+    inspector.remember(np.ones(3, np.bool_))
+    np.testing.assert_array_equal(_inspect(inspector, _round()).scores, found.scores)
+
+
+def test_a_second_round_of_one_global_model_is_scored_alike(toy_weights: Weights) -> None:
+    inspector = _inspector(toy_weights)
+    first, second = (_inspect(inspector, _round()) for _ in range(2))
+    np.testing.assert_array_equal(first.scores, second.scores)
+
+
+def _reports(odd: int | None = None) -> list[ActivationReport | None]:
+    out: list[ActivationReport | None] = []
+    for i in range(N_CLIENTS):
+        rows = np.random.default_rng(i).normal(size=(4, 10)).astype(np.float32)
+        out.append(ActivationReport(layers={"1": rows + (40 if i == odd else 0)}))
+    return out
+
+
+def test_reports_only_ever_add_suspicion(toy_weights: Weights, found: Inspection) -> None:
+    told = _inspector(toy_weights).inspect(GLOBAL, _round(), np.ones(N_CLIENTS), _reports(3))
+    assert told.view_names == (*found.view_names, "report")
+    assert (told.scores >= found.scores - 1e-12).all()
+    assert (told.p_values <= found.p_values + 1e-12).all()
+    assert (told.view_scores[:, -1] >= 0).all()
+    assert told.view_scores[:, -1].argmax() == 3
+
+
+def test_rounds_without_reports_have_no_report_view(
+    toy_weights: Weights, found: Inspection
+) -> None:
+    silent = _inspector(toy_weights).inspect(
+        GLOBAL, _round(), np.ones(N_CLIENTS), [None] * N_CLIENTS
+    )
+    assert silent.view_names == found.view_names
+    np.testing.assert_array_equal(silent.scores, found.scores)
+
+
+def test_unreadable_reports_do_not_count(toy_weights: Weights, found: Inspection) -> None:
+    odd = [
+        ActivationReport(layers={"nowhere": np.zeros((2, 10), np.float32)}),
+        ActivationReport(layers={"1": np.zeros((2, 7), np.float32)}),
+        ActivationReport(layers={}),
+    ]
+    reports = [*odd, *[None] * (N_CLIENTS - 3)]
+    told = _inspector(toy_weights).inspect(GLOBAL, _round(), np.ones(N_CLIENTS), reports)
+    np.testing.assert_allclose(told.scores, found.scores)
