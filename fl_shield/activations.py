@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_shield.profile import STATISTICS
+from fl_shield.training import evaluating
 from fl_shield.types import Floats, View
 
 Layers = Sequence[str] | Literal["auto"]
@@ -116,16 +117,13 @@ def activations_of(
     model: nn.Module, x: NDArray[Any], layers: Sequence[str], batch_size: int = 512
 ) -> tuple[dict[str, Floats], Floats]:
     """Pooled activations by layer, each (n, d), and logits (n, n_classes), in eval mode."""
-    was_training = model.training
-    model.eval()
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     logits: list[Tensor] = []
-    with watching(model, layers) as seen:
+    with evaluating(model), watching(model, layers) as seen:
         for batch in torch.split(torch.from_numpy(x), batch_size):
             logits.append(model(batch).float())
             for name in layers:
                 rows[name].append(seen[name].float())
-    model.train(was_training)
     return {name: torch.cat(parts).numpy() for name, parts in rows.items()}, torch.cat(
         logits
     ).numpy()

@@ -65,7 +65,7 @@ def smallest_p_value(n_references: int) -> float:
 
 
 def threshold_at(reference_scores: Floats, fpr_budget: float) -> float:
-    """Smallest score whose conformal p-value is within the budget; ``inf`` where none can be.
+    """Score to flag strictly beyond: then the p-value is within the budget; ``inf`` = never flag.
 
     Examples
     --------

@@ -306,10 +306,12 @@ class MetaShield:
         return self.adapted_
 
     def _threshold(self) -> float:
-        """Largest score whose p-value is above the budget; a point beyond it is flagged."""
+        """Largest score whose p-value is above the budget; flag beyond it, ``inf`` = never."""
         adapted = self._fitted()
         grid = np.linspace(-12, 12, 4801)
         above = adapted.p_values(grid, self.guarantee) > self.fpr_budget
+        if above[-1]:
+            return float("inf")  # so few references that no score can be within the budget
         largest = grid[above].max() if above.any() else grid[0]
         return float(1 / (1 + np.exp(-largest)))
 

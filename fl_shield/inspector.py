@@ -92,6 +92,7 @@ class Inspector:
         self._seed = seed
         self._probes = Probes(model, clean.x, seed=seed) if probes else None
         self._sketcher: Sketcher | None = None
+        self._names: tuple[str, ...] = ()
         self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
         self._round: Standing | None = None
         self._simulation: tuple[Arrays, Standing] | None = None
@@ -172,7 +173,7 @@ class Inspector:
             for name, shift in self._probes.shifts(update).items()
         }
         norms = {name: float(np.linalg.norm(shift)) for name, shift in shifts.items()}
-        peaks = {name: float(shift.max()) for name, shift in shifts.items()}
+        peaks = {n: max(float(shift.max()), 1e-3 * norms[n]) for n, shift in shifts.items()}
         rows = dict.fromkeys(shifts, 1.0)
         return replace(
             sketch,
@@ -187,7 +188,8 @@ class Inspector:
         sketcher = self._sketcher
         assert sketcher is not None
         if self._simulation is not None and self._simulation[0] is global_arrays:
-            return self._simulation[1]
+            members = self._simulation[1]
+            return members.take(np.arange(min(n, len(members.distances))))
         sketches = []
         for i in range(n):
             rng = keyed(self._seed, 5, i)

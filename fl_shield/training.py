@@ -1,5 +1,7 @@
 """Local SGD on one owner's examples, and the way between a model and its named arrays."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,7 @@ class TrainingConfig:
             raise ValueError(
                 f"n_epochs and batch_size must be >= 1, got {self.n_epochs} and {self.batch_size}"
             )
-        if self.lr <= 0:
+        if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be > 0, got {self.lr}")
 
 
@@ -92,13 +94,23 @@ def train(
     return total / max(len(y), 1)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and give every module its own mode back, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.inference_mode()
 def logits_of(model: nn.Module, x: NDArray[Any], batch_size: int = 512) -> torch.Tensor:
     """Logits ``(n, n_classes)`` of inputs ``(n, ...)`` in eval mode, without gradients."""
-    was_training = model.training
-    model.eval()
-    parts = [model(batch) for batch in torch.split(torch.from_numpy(x), batch_size)]
-    model.train(was_training)
+    with evaluating(model):
+        parts = [model(batch) for batch in torch.split(torch.from_numpy(x), batch_size)]
     return torch.cat(parts)
 
 

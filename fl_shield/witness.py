@@ -63,7 +63,10 @@ def _log_odds(
     views = [
         View(name=f"layer:{name}", points=rows, references=references[name])
         for name, rows in report.layers.items()
-        if name in references and rows.ndim == 2 and rows.shape[1] == references[name].shape[1]
+        if name in references
+        and rows.ndim == 2
+        and rows.shape[1] == references[name].shape[1]
+        and np.isfinite(rows).all()
     ]
     n_rows = min((len(view.points) for view in views), default=0)
     if n_rows == 0:

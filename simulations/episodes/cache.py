@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def load_episodes(path: Path) -> list[Episode]:
                     zip(file["family"], file["domain"], strict=True)
                 )
             ]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DatasetError(
             f"{path} is not a readable episode file ({error}); delete it to have it made again"
         ) from error

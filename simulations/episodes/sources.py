@@ -38,8 +38,8 @@ class Curriculum:
     """
 
     n_victims: int = 300
-    n_digits: int = 60
-    n_glyphs: int = 30
+    n_digits: int = 56
+    n_glyphs: int = 13
     n_rounds: int = 3
     seed: int = 0
 

@@ -246,9 +246,6 @@ def test_a_promise_that_cannot_be_kept_is_said(toy_weights: Weights) -> None:
     assert "cannot promise FPR 0.01" in detector.guarantee_
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the threshold ends at log-odds 12, beyond which everything is flagged"
-)
 def test_a_budget_below_the_smallest_p_value_flags_nothing(toy_weights: Weights) -> None:
     detector = MetaShield(toy_weights, fpr_budget=0.01).fit(_model(), CLEAN)
     assert (detector.p_values(POINTS * 1e3) > 0.01).all()

@@ -142,7 +142,6 @@ def test_eval_mode_is_used_so_that_answers_repeat() -> None:
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.xfail(strict=True, reason="train(flag) on the root overrides frozen submodules")
 def test_a_submodule_in_eval_mode_stays_there() -> None:
     model = _Cnn().train()
     model.norm.eval()  # a frozen BatchNorm, as in fine-tuning
@@ -150,7 +149,6 @@ def test_a_submodule_in_eval_mode_stays_there() -> None:
     assert not model.norm.training
 
 
-@pytest.mark.xfail(strict=True, reason="the training mode is not restored when forward raises")
 def test_training_mode_is_restored_after_an_error() -> None:
     model = _Cnn().train()
     with pytest.raises(RuntimeError):

@@ -82,7 +82,6 @@ def test_shapes_and_dtypes() -> None:
     assert both.points.dtype == both.references.dtype == np.float32
 
 
-@pytest.mark.xfail(strict=True, reason="torch warns of the standard deviation of no cosines")
 def test_no_points_give_no_rows() -> None:
     empty = _view(points=np.zeros((0, 7)), statistics=np.zeros((0, len(STATISTICS))))
     assert profile(empty).points.shape == (0, 128)
