@@ -12,7 +12,7 @@ import pytest
 
 from fl_shield.errors import DatasetError
 from fl_shield.meta import Episode
-from fl_shield.profile import LIMIT
+from fl_shield.profile import COLUMNS, LIMIT
 from fl_shield.simulations.episodes import cache, sources
 from fl_shield.simulations.episodes.cache import (
     key_of,
@@ -103,7 +103,7 @@ def test_a_broken_write_leaves_the_old_file(
         Path(file).write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(cache.np, "savez_compressed", full_disk)
+    monkeypatch.setattr(np, "savez_compressed", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_episodes(path, [_episode(1)])
     assert path.read_bytes() == before
@@ -166,7 +166,7 @@ def test_keys_change_with_the_version_and_the_columns(monkeypatch: pytest.Monkey
     key = key_of(VICTIM.manifest())
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     newer = key_of(VICTIM.manifest())
-    monkeypatch.setattr(cache, "COLUMNS", cache.COLUMNS[::-1])
+    monkeypatch.setattr(cache, "COLUMNS", COLUMNS[::-1])
     assert len({key, newer, key_of(VICTIM.manifest())}) == 3
 
 

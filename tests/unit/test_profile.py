@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -283,7 +284,7 @@ def test_non_finite_points_are_refused(part: str, value: float) -> None:
     rows = np.array(getattr(_view(), part))
     rows[1, 2] = value
     with pytest.raises(ValueError, match="NaN or Inf"):
-        profile(_view(**{part: rows}))
+        profile(replace(_view(), **{part: rows}))
 
 
 def test_wrong_views_are_refused() -> None:
