@@ -283,8 +283,9 @@ def test_kind_is_one_hot(kind: str) -> None:
 def test_non_finite_points_are_refused(part: str, value: float) -> None:
     rows = np.array(getattr(_view(), part))
     rows[1, 2] = value
+    changes: dict[str, Any] = {part: rows}
     with pytest.raises(ValueError, match="NaN or Inf"):
-        profile(replace(_view(), **{part: rows}))
+        profile(replace(_view(), **changes))
 
 
 def test_wrong_views_are_refused() -> None:
