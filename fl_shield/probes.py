@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.activations import activations_of, find_layers
 from fl_shield.rng import keyed
-from fl_shield.training import set_arrays
+from fl_shield.training import logits_of, set_arrays
 from fl_shield.triggers import draw_trigger
 from fl_shield.types import Arrays, Floats
 
@@ -62,6 +63,7 @@ class Probes:
         ]
         self._n_stamps = len(stamped)
         self._inputs = np.concatenate([self._clean, *stamped])
+        prefer_channels_last(model, self._inputs[:1])
         self._base: Mapping[str, Floats] = {}
 
     def set_global(self, arrays: Arrays) -> None:
@@ -91,6 +93,36 @@ class Probes:
             "stamped": centred[n:].reshape(shape).mean(1).astype(np.float64),
         }
         return answers
+
+
+def prefer_channels_last(model: nn.Module, x: NDArray[Any]) -> bool:
+    """Store convolutions' weights with channels last, where the model runs so: it halves the time.
+
+    A network that flattens by ``view`` refuses that layout; it stays as it was.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place; the numbers stay the same.
+    x : array (n, ...)
+        One input to try.
+
+    Returns
+    -------
+    bool
+        Whether the layout was changed.
+    """
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    before = [p.data for p in kernels]
+    for p in kernels:
+        p.data = p.data.contiguous(memory_format=torch.channels_last)
+    try:
+        logits_of(model, x)
+    except RuntimeError:
+        for p, data in zip(kernels, before, strict=True):
+            p.data = data
+        return False
+    return bool(kernels)
 
 
 def inverted_blocks(x: NDArray[Any], grid: int = GRID) -> list[NDArray[Any]]:

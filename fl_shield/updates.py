@@ -104,6 +104,9 @@ class Sketcher:
     def __init__(self, arrays: Arrays, seed: int = 0) -> None:
         self.layers = find_update_layers(arrays)
         self._signs = [_signs(layer.size, keyed(seed, i)) for i, layer in enumerate(self.layers)]
+        dtypes = {arrays[layer.name].dtype for layer in self.layers}
+        largest = max(layer.size for layer in self.layers)
+        self._deltas = {dtype: np.empty(largest, dtype) for dtype in dtypes}
 
     def sketch(self, global_arrays: Arrays, update: Arrays) -> Sketch:
         """Sketch of one update, given as the arrays a client sent."""
@@ -112,13 +115,13 @@ class Sketcher:
         peaks: dict[str, float] = {}
         row_peaks: dict[str, float] = {}
         for layer, signs in zip(self.layers, self._signs, strict=True):
-            delta = (update[layer.name] - global_arrays[layer.name]).ravel()
             name = f"update:{layer.name}"
-            energy = float(np.dot(delta, delta))
+            delta = self._delta(update[layer.name], global_arrays[layer.name])
+            row_energy = _row_energy(delta, layer.shape)
+            energy = float(row_energy.sum())
             vectors[name] = _folded(delta, signs)
             norms[name] = float(np.sqrt(energy))
             peaks[name] = _peak(delta, energy)
-            row_energy = _row_energy(delta, layer.shape)
             row_peaks[name] = float(row_energy.max() / max(energy, 1e-30))
             if layer.is_head and len(layer.shape) >= 2:
                 rows = f"head:{layer.name}"
@@ -126,6 +129,12 @@ class Sketcher:
                 norms[rows], peaks[rows] = norms[name], peaks[name]
                 row_peaks[rows] = row_peaks[name]
         return Sketch(vectors=vectors, norms=norms, peaks=peaks, row_peaks=row_peaks)
+
+    def _delta(self, array: NDArray[Any], start: NDArray[Any]) -> NDArray[Any]:
+        """Flat difference, in memory that the next call overwrites: fresh pages cost most."""
+        flat = np.ravel(array)
+        room = self._deltas[start.dtype][: flat.size]
+        return np.subtract(flat, np.ravel(start), out=room)
 
 
 def _signs(size: int, rng: np.random.Generator) -> NDArray[np.float32] | None:
@@ -138,7 +147,8 @@ def _signs(size: int, rng: np.random.Generator) -> NDArray[np.float32] | None:
 
 def _folded(delta: NDArray[Any], signs: NDArray[np.float32] | None) -> Floats:
     if signs is None:
-        return delta.astype(np.float64)
+        kept: Floats = delta.astype(np.float64)
+        return kept
     whole = delta.size // N_DIRECTIONS * N_DIRECTIONS
     shape = (-1, N_DIRECTIONS)
     out: Floats = np.einsum(

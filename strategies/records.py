@@ -259,8 +259,10 @@ def rebuilt_content(
         content[limits.arrayrecord_key] = to_record(arrays, like=checked.arrays)
     elif checked.arrays:
         sent = reply.content.array_records[limits.arrayrecord_key]
-        ordered = ArrayRecord({name: sent[name] for name in checked.arrays})
-        content[limits.arrayrecord_key] = ordered
+        in_order = list(sent) == list(checked.arrays)
+        content[limits.arrayrecord_key] = (
+            sent if in_order else ArrayRecord({name: sent[name] for name in checked.arrays})
+        )
     content[limits.metricrecord_key] = MetricRecord(dict(metrics))
     for name in limits.config_records:
         if name in reply.content.config_records:

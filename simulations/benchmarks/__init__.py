@@ -1,1 +1,1 @@
-"""TBD."""
+"""One readable file per question: what the shield costs."""
