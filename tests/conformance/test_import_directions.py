@@ -22,10 +22,13 @@ TREES = {
 # The order inside the core: a part imports its own row and the rows before it.
 CORE_ROWS = (
     ("fl_shield", "types", "errors", "pretrained"),
-    ("rng", "profile", "training", "metrics"),
+    ("rng", "geometry"),
+    ("leave_one_out",),
+    ("profile", "training", "metrics"),
     ("calibration", "activations", "updates", "triggers"),
     ("meta", "attacks", "detectors", "aggregators", "probes"),
     ("detector",),
+    ("witness",),
     ("inspector", "guard", "policy"),
 )
 RANKS = {part: rank for rank, row in enumerate(CORE_ROWS) for part in row}
