@@ -95,7 +95,8 @@ def geometry(points: Tensor, references: Tensor) -> Geometry:
 
 def _typical_norm(references: Tensor) -> Tensor:
     norms = references.norm(dim=-1)
-    return norms.median().clamp_min(1e-12 + 1e-6 * norms.max())
+    typical: Tensor = norms.median().clamp_min(1e-12 + 1e-6 * norms.max())
+    return typical
 
 
 def _levels(x: Tensor, levels: tuple[float, ...]) -> Tensor:

@@ -134,7 +134,8 @@ class Sketcher:
         """Flat difference, in memory that the next call overwrites: fresh pages cost most."""
         flat = np.ravel(array)
         room = self._deltas[start.dtype][: flat.size]
-        return np.subtract(flat, np.ravel(start), out=room)
+        np.subtract(flat, np.ravel(start), out=room)
+        return room
 
 
 def _signs(size: int, rng: np.random.Generator) -> NDArray[np.float32] | None:

@@ -151,8 +151,8 @@ class Replies:
             name: a + 0.02 * (noise[name] + sum(c * d[name] for c, d in zip(along, directions)))  # noqa: B905
             for name, a in self.arrays.items()
         }
-        metrics = {"num-examples": int(rng.integers(100, 300)), "train_loss": float(rng.random())}
-        return RecordDict({"arrays": to_record(arrays), "metrics": MetricRecord(metrics)})
+        metrics = MetricRecord({"num-examples": int(rng.integers(100, 300)), "train_loss": 0.5})
+        return RecordDict({"arrays": to_record(arrays), "metrics": metrics})
 
     def _answer(self, message: Message, context: Context) -> Message:
         return Message(
