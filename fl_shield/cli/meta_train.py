@@ -31,7 +31,7 @@ def meta_train(
     out: Annotated[Path, typer.Option(help="Folder for weights, card, manifest, log and plot.")],
     victims: Annotated[int, typer.Option(min=0, help="Digits victims to train.")] = 300,
     digits: Annotated[int, typer.Option(min=0, help="Federations on digits.")] = 56,
-    glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 22,
+    glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 13,
     rounds: Annotated[int, typer.Option(min=1, help="Attacked rounds of a federation.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 20,
     inner_steps: Annotated[int, typer.Option(min=0, help="Steps of the inner loop.")] = 3,

@@ -39,7 +39,7 @@ class Curriculum:
 
     n_victims: int = 300
     n_digits: int = 56
-    n_glyphs: int = 22
+    n_glyphs: int = 13
     n_rounds: int = 3
     seed: int = 0
 
