@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode
 from fl_shield.simulations.episodes.cache import key_of, load_episodes, save_episodes
 from fl_shield.simulations.episodes.rounds import (
@@ -46,9 +47,13 @@ class Curriculum:
     def __post_init__(self) -> None:
         for name in ("n_victims", "n_digits", "n_glyphs", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if self.n_rounds < 1 or self.n_victims + self.n_digits + self.n_glyphs < 2:
-            raise ValueError("a curriculum needs n_rounds >= 1 and at least two sources")
+                raise ScenarioError(f"{name} must be >= 0, got {getattr(self, name)}")
+        n_sources = self.n_victims + self.n_digits + self.n_glyphs
+        if self.n_rounds < 1 or n_sources < 2:
+            raise ScenarioError(
+                f"meta-training needs at least 2 sources and 1 round of each, got {n_sources} and "
+                f"{self.n_rounds}; ask for more victims or federations"
+            )
 
     def sources(self) -> list[Source]:
         """Every source, the slow ones first."""

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from fl_shield.cli.meta_train import app
 from fl_shield.detector import Adapted, MetaShield
+from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode, MetaConfig
+from fl_shield.simulations.episodes.sources import Curriculum
 from fl_shield.simulations.meta_training import (
     HOLD_OUT,
     N_NULL,
@@ -93,3 +95,8 @@ def test_the_command_makes_weights_that_load(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}  # resumed
+
+
+def test_a_curriculum_without_sources_says_what_to_do() -> None:
+    with pytest.raises(ScenarioError, match="at least 2 sources"):
+        Curriculum(n_victims=0, n_digits=0, n_glyphs=0)
