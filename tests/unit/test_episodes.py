@@ -295,7 +295,7 @@ def test_curriculum_lists_distinct_sources() -> None:
     assert listed == curriculum.sources()
     other = Curriculum(n_victims=5, n_digits=3, n_glyphs=2, seed=2).sources()
     assert not {key_of(s.manifest()) for s in listed} & {key_of(s.manifest()) for s in other}
-    with pytest.raises(ValueError, match="at least two sources"):
+    with pytest.raises(ValueError, match="at least 2 sources"):
         Curriculum(n_victims=1, n_digits=0, n_glyphs=0)
     with pytest.raises(ValueError, match="n_victims must be >= 0"):
         Curriculum(n_victims=-1)
