@@ -110,7 +110,7 @@ def scores_figure(entry: Entry) -> Figure:
     image = axes.imshow(scores, aspect="auto", cmap=colours, vmin=0, vmax=1, extent=extent)
     figure.colorbar(image, ax=axes, label="score (1 = most suspicious)")
     _mark(axes, entry, "malicious", marker="o", s=14, color="#17c3b2", label="attacks")
-    _mark(axes, entry, "rejected", marker="s", s=52, color="#111111", label="rejected")
+    _mark(axes, entry, "rejected", marker="s", s=52, color="#2e86de", label="rejected")
     axes.set(xlabel="round", ylabel="client")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     attackers = {p for row in entry["rounds"] for p in row["malicious"]}
@@ -127,7 +127,7 @@ def _mark(axes: Axes, entry: Entry, key: str, **style: Any) -> None:
     points = [(row["server_round"], p) for row in entry["rounds"] for p in row[key]]
     rounds, partitions = zip(*points, strict=True) if points else ((), ())
     if style["marker"] == "s":
-        style |= {"facecolors": "none", "edgecolors": style.pop("color"), "linewidths": 0.8}
+        style |= {"facecolors": "none", "edgecolors": style.pop("color"), "linewidths": 1.1}
     axes.scatter(rounds, partitions, **style)
 
 
