@@ -61,8 +61,8 @@ def rates(labels: Ints, flags: Flags) -> dict[str, float]:
     misses = int(positive.sum()) - hits
     weight = 5 * hits + 4 * misses + alarms
     return {
-        "frr": alarms / negative.sum() if negative.any() else float("nan"),
-        "far": misses / positive.sum() if positive.any() else float("nan"),
+        "frr": alarms / int(negative.sum()) if negative.any() else float("nan"),
+        "far": misses / int(positive.sum()) if positive.any() else float("nan"),
         "f2": 5 * hits / weight if weight else float("nan"),
     }
 
