@@ -131,7 +131,7 @@ class Sketcher:
         return Sketch(vectors=vectors, norms=norms, peaks=peaks, row_peaks=row_peaks)
 
     def _delta(self, array: NDArray[Any], start: NDArray[Any]) -> NDArray[Any]:
-        """Flat difference, in memory that the next call overwrites: fresh pages cost most."""
+        """Flat difference, in memory that the next call overwrites."""
         flat = np.ravel(array)
         room = self._deltas[start.dtype][: flat.size]
         np.subtract(flat, np.ravel(start), out=room)

@@ -35,20 +35,7 @@ def digits_cnn(n_classes: int) -> nn.Module:
     >>> sum(p.numel() for p in digits_cnn(10).parameters())
     13706
     """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 16, 3, padding=1),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(16, 32, 3, padding=1),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(32 * 2 * 2, 64),
-            relu3=nn.ReLU(),
-            head=nn.Linear(64, n_classes),
-        )
-    )
+    return _two_convolutions((16, 32), 3, 8, 64, n_classes)
 
 
 def small_cnn(n_classes: int) -> nn.Module:
@@ -62,20 +49,7 @@ def small_cnn(n_classes: int) -> nn.Module:
     >>> sum(p.numel() for p in small_cnn(62).parameters())
     213630
     """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 16, 3, padding=1),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(16, 32, 3, padding=1),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(32 * 7 * 7, 128),
-            relu3=nn.ReLU(),
-            head=nn.Linear(128, n_classes),
-        )
-    )
+    return _two_convolutions((16, 32), 3, 28, 128, n_classes)
 
 
 def leaf_cnn(n_classes: int) -> nn.Module:
@@ -91,20 +65,7 @@ def leaf_cnn(n_classes: int) -> nn.Module:
     >>> sum(p.numel() for p in leaf_cnn(62).parameters())
     6603710
     """
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(1, 32, 5, padding=2),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(32, 64, 5, padding=2),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            fc1=nn.Linear(64 * 7 * 7, 2048),
-            relu3=nn.ReLU(),
-            head=nn.Linear(2048, n_classes),
-        )
-    )
+    return _two_convolutions((32, 64), 5, 28, 2048, n_classes)
 
 
 def fed_cnn(n_classes: int) -> nn.Module:
@@ -134,5 +95,26 @@ def fed_cnn(n_classes: int) -> nn.Module:
             relu3=nn.ReLU(),
             dropout2=nn.Dropout(0.5),
             head=nn.Linear(128, n_classes),
+        )
+    )
+
+
+def _two_convolutions(
+    channels: tuple[int, int], kernel: int, side: int, n_units: int, n_classes: int
+) -> nn.Module:
+    """Two convolutions on side x side images, each pooled, and one hidden layer."""
+    first, second = channels
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, first, kernel, padding=kernel // 2),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(first, second, kernel, padding=kernel // 2),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(second * (side // 4) ** 2, n_units),
+            relu3=nn.ReLU(),
+            head=nn.Linear(n_units, n_classes),
         )
     )
