@@ -26,10 +26,11 @@ from fl_shield.calibration import (
 )
 from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.meta import MetaConfig, Params, adapt, contributions
-from fl_shield.profile import COLUMNS, MIN_REFERENCES, profile
+from fl_shield.profile import COLUMNS, MIN_REFERENCES, Profiles
+from fl_shield.representation import REPRESENTATIONS
 from fl_shield.types import Flags, Floats, View
 
-FORMAT = "fl_shield.metashield/1"
+FORMAT = "fl_shield.metashield/2"
 PRETRAINED = "metashield.safetensors"
 
 STANDARD_LIMIT = 6.0
@@ -48,7 +49,8 @@ class Weights:
         Standardisation of the profile's columns over the meta-training tasks.
     nulls : mapping of str to (k,) float32 tensor
         Quantiles of standardised benign scores over held-out meta-training tasks, apart for
-        ``inputs`` of a model and ``updates`` of clients.
+        ``inputs`` of a model, ``updates`` of clients, and ``first updates``: those of a round
+        without accepted updates of earlier rounds among its references.
     config : MetaConfig
     card : mapping of str to str
         Seed, command, data, families: what the model card says.
@@ -60,6 +62,10 @@ class Weights:
     nulls: Mapping[str, Tensor]
     config: MetaConfig
     card: Mapping[str, str]
+
+    def represent(self, view: View) -> Profiles:
+        """What these weights read of a view: 128 numbers a point."""
+        return REPRESENTATIONS[self.config.representation](view)
 
     def standard(self, profiles: Floats) -> Tensor:
         """Columns of (n, V, 128) profiles on the scale of meta-training."""
@@ -146,7 +152,7 @@ class Adapted:
     n_folds : int
         The references' own log-odds are out-of-fit: each fold is scored by a detector adapted
         to the other folds.
-    null : {"inputs", "updates"}
+    null : {"inputs", "updates", "first updates"}
         Which null distribution the ``tasks`` guarantee takes.
     """
 
@@ -276,7 +282,7 @@ class MetaShield:
             self._layers = find_layers(model_or_view) if auto else tuple(self.layers)
         views = self._views(self._clean[:1] if self._model is not None else model_or_view)
         self.view_names_ = tuple(view.name for view in views)
-        references = np.stack([profile(view).references for view in views], axis=1)
+        references = np.stack([self.weights.represent(v).references for v in views], axis=1)
         self.adapted_ = Adapted(self.weights, references, self.n_inner_steps)
         self.threshold_ = self._threshold()
         self.guarantee_ = promise(len(references), self.fpr_budget, self.guarantee)
@@ -324,7 +330,7 @@ class MetaShield:
     def _scores(self, points: Any) -> Scores:
         adapted = self._fitted()
         views = self._views(points)
-        return adapted.score(np.stack([profile(view).points for view in views], axis=1))
+        return adapted.score(np.stack([self.weights.represent(v).points for v in views], axis=1))
 
 
 def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
@@ -345,7 +351,7 @@ def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
         params=params,
         mean=torch.zeros(width),
         scale=torch.ones(width),
-        nulls={"inputs": null, "updates": null.clone()},
+        nulls={"inputs": null, "updates": null.clone(), "first updates": null.clone()},
         config=settings,
         card={"trained": "never"},
     )

@@ -20,7 +20,7 @@ from torch import nn
 from fl_shield.activations import activations_of, find_layers
 from fl_shield.detector import Adapted, MetaShield
 from fl_shield.probes import Probes
-from fl_shield.profile import MIN_REFERENCES, profile
+from fl_shield.profile import MIN_REFERENCES
 from fl_shield.rng import keyed
 from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
 from fl_shield.types import (
@@ -50,6 +50,7 @@ N_REFERENCES = 24
 N_MEMORY = 48
 """Accepted updates of earlier rounds that are kept as references."""
 
+_FAINTEST_PEAK = 0.05  # added to every peak: below it, shifts of probabilities are noise
 _LARGEST_SHIFT = 1e6  # a model that overflows on the probes stands out; it must not stop a round
 
 REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
@@ -112,7 +113,9 @@ class Inspector:
                 scores=empty, p_values=empty, view_names=(), view_scores=np.zeros((0, 0))
             )
         weights, steps = self._detector.weights, self._detector.n_inner_steps
-        adapted = Adapted(weights, reference_views, steps, null="updates")
+        adapted = Adapted(
+            weights, reference_views, steps, null="updates" if self.is_settled else "first updates"
+        )
         found = adapted.score(views)
         if reports is not None and any(report is not None for report in reports):
             found = found.raised(self._evidence(global_arrays, reports))
@@ -131,6 +134,11 @@ class Inspector:
         layers = find_layers(self._model)
         references, _ = activations_of(self._model, self._clean.x, layers)
         return witness_evidence(self._detector.weights, reports, references)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether updates of earlier rounds stand among the references."""
+        return len(self._memory) > 0
 
     def remember(self, kept: Flags) -> None:
         """Take the kept updates of the round just inspected as references for later rounds."""
@@ -154,7 +162,7 @@ class Inspector:
             groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
         found = update_views(clients, joined(groups), self._depths)
         self._names = tuple(view.name for view in found)
-        return _profiles(found, core)
+        return self._profiles(found, core)
 
     def _sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
         if self._sketcher is None:
@@ -173,7 +181,7 @@ class Inspector:
             for name, shift in self._probes.shifts(update).items()
         }
         norms = {name: float(np.linalg.norm(shift)) for name, shift in shifts.items()}
-        peaks = {n: max(float(shift.max()), 1e-3 * norms[n]) for n, shift in shifts.items()}
+        peaks = {n: max(float(shift.max()), 0.0) + _FAINTEST_PEAK for n, shift in shifts.items()}
         rows = dict.fromkeys(shifts, 1.0)
         return replace(
             sketch,
@@ -200,14 +208,13 @@ class Inspector:
         self._simulation = (global_arrays, standing(sketches))
         return self._simulation[1]
 
-
-def _profiles(views: Sequence[View], core: Any) -> tuple[Floats, Floats]:
-    """Profiles of clients, those in the core leave-one-out, and of the references."""
-    points, references = [], []
-    for view in views:
-        both = profile(view)
-        own = both.points.copy()
-        own[core] = both.references[: len(core)]
-        points.append(own)
-        references.append(both.references)
-    return np.stack(points, axis=1), np.stack(references, axis=1)
+    def _profiles(self, views: Sequence[View], core: Any) -> tuple[Floats, Floats]:
+        """Profiles of clients, those in the core leave-one-out, and of the references."""
+        points, references = [], []
+        for view in views:
+            both = self._detector.weights.represent(view)
+            own = both.points.copy()
+            own[core] = both.references[: len(core)]
+            points.append(own)
+            references.append(both.references)
+        return np.stack(points, axis=1), np.stack(references, axis=1)

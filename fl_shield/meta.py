@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fl_shield.rng import torch_generator
-from fl_shield.types import Floats, Ints
+from fl_shield.types import Floats, Ints, Representation
 
 Params = Mapping[str, Tensor]
 
@@ -51,6 +51,8 @@ class MetaConfig:
         Differentiate through the inner gradients.
     dropout : float
         Share of columns that are masked at random in an episode, the same in support and query.
+    representation : {"profile", "pca"}
+        What the detector reads of a view, see :mod:`fl_shield.representation`.
     """
 
     n_hidden: int = 32
@@ -64,6 +66,7 @@ class MetaConfig:
     n_query: int = 24
     second_order: bool = True
     dropout: float = 0.3
+    representation: Representation = "profile"
 
     def __post_init__(self) -> None:
         for name in ("n_hidden", "n_epochs", "batch_size", "n_support", "n_query"):
@@ -88,6 +91,8 @@ class Episode:
         1 = triggered input or malicious update.
     family, domain : str
         Trigger or attack family, and where the task comes from.
+    settled : bool
+        Whether a round's references include accepted updates of earlier rounds.
     """
 
     support: Floats
@@ -95,6 +100,7 @@ class Episode:
     labels: Ints
     family: str
     domain: str
+    settled: bool = True
 
 
 def initial_params(

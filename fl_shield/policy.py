@@ -13,6 +13,18 @@ import numpy as np
 
 from fl_shield.types import Action, Floats
 
+EVIDENCE_MEMORY = 0.8
+"""Weight of a client's earlier p-values in its joint one, a round; a half is left after three."""
+
+MAX_EVIDENCE = 8
+"""Earlier rounds of a client that are told apart; older ones weigh less than a sixth."""
+
+JOINT_SHARE = 0.2
+"""Share of the budget that is spent on a client's rounds taken together."""
+
+MILDEST = 0.25
+"""Largest p-value of an update that the client's past can still condemn."""
+
 Mode = Literal["monitor", "filter", "downweight"]
 MODES: tuple[Mode, ...] = ("monitor", "filter", "downweight")
 
@@ -34,6 +46,36 @@ def log_odds(score: Floats | float, limit: float = 8.0) -> Floats:
     return odds.clip(-limit, limit)
 
 
+def joint_p_value(p_values: Sequence[float]) -> float:
+    """Of a client's rounds taken together: Fisher's method with falling weights.
+
+    With independent p-values, uniform for a benign client, the sum of ``-w_i ln p_i`` has the tail
+    of a sum of exponential variables with means ``w_i`` (hypoexponential), here
+    ``w_i = EVIDENCE_MEMORY**i``, the latest first.
+
+    Parameters
+    ----------
+    p_values : sequence of float
+        The latest first, in (0, 1]; at most :data:`MAX_EVIDENCE` are read.
+
+    References
+    ----------
+    I. J. Good, "On the weighted combination of significance tests", JRSS B 17, 1955.
+
+    Examples
+    --------
+    >>> round(joint_p_value([0.05]), 6), round(joint_p_value([0.1, 0.01, 0.01]), 4)
+    (0.05, 0.0016)
+    """
+    p = np.clip(np.asarray(p_values[:MAX_EVIDENCE], dtype=np.float64), 1e-12, 1.0)
+    means = EVIDENCE_MEMORY ** np.arange(len(p))
+    total = float(-(means * np.log(p)).sum())
+    others = means[:, None] - means[None]
+    np.fill_diagonal(others, 1.0)
+    shares = (means ** (len(p) - 1)) / others.prod(1)
+    return float(np.clip((shares * np.exp(-total / means)).sum(), 0.0, 1.0))
+
+
 @dataclass(kw_only=True)
 class Policy:
     """Decides on each update of a round and remembers how suspicious each client has been.
@@ -41,7 +83,10 @@ class Policy:
     An update is suspicious when its p-value is within the budget *and* its posterior, the
     detector's log-odds raised by the client's own suspicious past, is at least one half.
     The first condition bounds the share of benign updates dropped; the second asks the
-    detector itself.
+    detector itself. Four fifths of the budget are spent on the update alone, one fifth on the
+    client's rounds taken together (:func:`joint_p_value`), where the update itself is at least a
+    little unusual: a repeated offender does not get away with one milder update, and nothing is
+    judged more mildly for what came before.
 
     Parameters
     ----------
@@ -63,6 +108,7 @@ class Policy:
     fpr_budget: float = 0.05
     memory: float = 0.5
     suspicion_: dict[str, float] = field(default_factory=dict)
+    evidence_: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -99,12 +145,19 @@ class Policy:
     def _decide(self, client_id: str, score: float, p_value: float) -> Decision:
         past = self.suspicion_.get(client_id, 0.0)
         posterior = float(log_odds(score)) + past
-        suspicious = p_value <= self.fpr_budget and posterior >= 0
+        rounds = (p_value, *self.evidence_.get(client_id, ()))[:MAX_EVIDENCE]
+        joint = joint_p_value(rounds)
+        alone = p_value <= (1 - JOINT_SHARE) * self.fpr_budget
+        repeated = p_value <= MILDEST and joint <= JOINT_SHARE * self.fpr_budget
+        suspicious = (alone or repeated) and posterior >= 0
+        self.evidence_[client_id] = rounds
         self.suspicion_[client_id] = self.memory * past + (min(posterior, 4.0) if suspicious else 0)
         reputation = self.reputation(client_id)
         if not suspicious:
             return Decision(action=Action.KEEP, weight=1.0, reputation=reputation, reason="")
-        reason = f"p = {p_value:.3g} <= {self.fpr_budget:g}, score {score:.3f}"
+        told, bound = ("", 1 - JOINT_SHARE) if alone else (" over its rounds", JOINT_SHARE)
+        shown = p_value if alone else joint
+        reason = f"p = {shown:.3g}{told} <= {bound * self.fpr_budget:.2g}, score {score:.3f}"
         if past > 0.05:
             reason += f", suspicious before (reputation was {np.exp(-past):.2f})"
         if self.mode == "downweight":

@@ -11,12 +11,13 @@ backdoor of that class.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from torch import nn
 
 from fl_shield.activations import activations_of, find_layers
@@ -25,74 +26,163 @@ from fl_shield.training import logits_of, set_arrays
 from fl_shield.triggers import draw_trigger
 from fl_shield.types import Arrays, Floats
 
-GRID = 4
-"""Images are stamped on a grid of GRID x GRID blocks, each inverted once."""
+N_CLEAN = 6
+"""Clean inputs that are probed and stamped."""
+
+FEWEST_BLOCKS, MOST_BLOCKS = 4, 5
+"""Images are stamped on a grid of so many blocks a side, each inverted once."""
+
+CELLS = (1, 2, 4, 7, 14, 28)
+"""Cells a side of the checkers that are blended over whole images; one darkens or lightens all."""
+
+OPACITY = 0.2
+"""Opacity of the checkers."""
+
+N_WORDS = 24
+"""Random word triggers for tokens."""
+
+FINALISTS = {"local": 2, "wide": 2, "word": 2}
+"""Stamps of each group that are measured on every clean input, by each of two criteria."""
+
+FAINTEST = -5.0
+"""Log-probabilities below count the same: a class that nobody believes in is no evidence."""
+
+BATCH = 32
+"""Probes in one forward pass: few enough that activations stay in the cache."""
 
 
 class Probes:
     """Server-held inputs and the answers of the global model to them.
+
+    Each update is asked about every stamp on the first clean input only; the few stamps that move
+    it most are then measured on all clean inputs. The largest shift is what tells a backdoor, and
+    this race finds it with a third of the forward passes.
 
     Parameters
     ----------
     model : nn.Module
         Scratch network of the global architecture.
     clean : array (m, ...)
-        Clean inputs; at most ``n_clean`` of them are used.
-    n_clean, n_triggers : int
-        Clean inputs, and random triggers beside the inverted blocks; every clean input is
-        stamped in every way.
+        Clean inputs; the first :data:`N_CLEAN` of them are probed.
     seed : int
-        Draws the triggers; keep it secret from clients.
+        Draws word triggers; keep it secret from clients.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        clean: NDArray[Any],
-        *,
-        n_clean: int = 6,
-        n_triggers: int = 8,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: nn.Module, clean: NDArray[Any], *, seed: int = 0) -> None:
         self._model = model
         self._layer = find_layers(model, 1)
-        self._clean = clean[:n_clean]
-        stamped = [
-            *inverted_blocks(self._clean),
-            *_randomly_stamped(self._clean, clean, n_triggers, keyed(seed, 77)),
-        ]
-        self._n_stamps = len(stamped)
-        self._inputs = np.concatenate([self._clean, *stamped])
-        prefer_channels_last(model, self._inputs[:1])
-        self._base: Mapping[str, Floats] = {}
+        self._clean = clean[:N_CLEAN]
+        groups = stamps(self._clean, clean, keyed(seed, 77))
+        bounds = itertools.pairwise(np.cumsum([0, *map(len, groups.values())]))
+        self._groups = {name: np.arange(*pair) for name, pair in zip(groups, bounds, strict=True)}
+        self._stamped = np.stack([copy for group in groups.values() for copy in group])
+        prefer_channels_last(model, self._clean[:1])
 
     def set_global(self, arrays: Arrays) -> None:
         """Remember the global model's answers; every shift is measured from them."""
-        self._base = self._answers(arrays)
+        set_arrays(self._model, arrays)
+        self._base = self._first_answers()
+        everything = np.arange(len(self._stamped))
+        self._base_stamped = self._on_every_input(everything, self._base.stamped)
 
     def shifts(self, arrays: Arrays) -> dict[str, Floats]:
-        """Shifts that one update causes, by view name, each (d,)."""
-        answers = self._answers(arrays)
-        moved = {name: answers[name] - self._base[name] for name in answers}
-        return {
-            "probe:activation": moved["activation"],
-            "probe:logits": moved["logits"],
-            "stamp:logits": np.concatenate([moved["stamped"].mean(0), moved["stamped"].max(0)]),
-            "stamp:contrast": (moved["stamped"] - moved["logits"]).ravel(),
-        }
+        """Shifts that one update causes, by view name, each (d,).
 
-    def _answers(self, arrays: Arrays) -> dict[str, Floats]:
+        For each group of stamps, by class, the largest over its finalists of: the shift of the
+        probability, mean over the clean inputs; the same minus the shift without any stamp, so
+        that a client who simply answers one class more often does not look like a backdoor of
+        that class; and the shift of the log-probability, held above :data:`FAINTEST`.
+        """
         set_arrays(self._model, arrays)
-        rows, logits = activations_of(self._model, self._inputs, self._layer)
-        n = len(self._clean)
-        centred = logits - logits.mean(1, keepdims=True)
-        shape = (self._n_stamps, n, logits.shape[1])
-        answers: dict[str, Floats] = {
-            "activation": rows[self._layer[0]][:n].mean(0).astype(np.float64),
-            "logits": centred[:n].mean(0).astype(np.float64),
-            "stamped": centred[n:].reshape(shape).mean(1).astype(np.float64),
+        first, base = self._first_answers(), self._base
+        found: dict[str, Floats] = {
+            "probe:activation": first.activation - base.activation,
+            "probe:logits": first.logits - base.logits,
         }
-        return answers
+        finalists = [
+            _finalists(first.stamped[members], base.stamped[members], FINALISTS[name]) + members[0]
+            for name, members in self._groups.items()
+        ]
+        every = np.concatenate(finalists)
+        chance, evidence = _shift(
+            self._on_every_input(every, first.stamped[every]), self._base_stamped[every]
+        )
+        drift, _ = _shift(first.clean, base.clean)
+        splits = np.cumsum([len(f) for f in finalists])[:-1]
+        parts = zip(np.split(chance, splits), np.split(evidence, splits), strict=True)
+        for name, (own_chance, own_evidence) in zip(self._groups, parts, strict=True):
+            shift = own_chance.mean(1)
+            found[f"stamp:{name}"] = shift.max(0)
+            found[f"stamp:{name}-contrast"] = (shift - drift.mean(0)).max(0)
+            found[f"stamp:{name}-evidence"] = own_evidence.mean(1).max(0)
+        return found
+
+    def _first_answers(self) -> _Answers:
+        """Answers to the clean inputs, and to the first of them under every stamp."""
+        inputs = np.concatenate([self._clean, self._stamped[:, 0]])
+        rows, logits = activations_of(self._model, inputs, self._layer, BATCH)
+        n, logits = len(self._clean), logits.astype(np.float64)
+        chances = log_softmax(logits, axis=1)
+        return _Answers(
+            activation=rows[self._layer[0]][:n].mean(0).astype(np.float64),
+            logits=(logits[:n] - logits[:n].mean(1, keepdims=True)).mean(0),
+            clean=chances[:n],
+            stamped=chances[n:],
+        )
+
+    def _on_every_input(self, which: NDArray[np.intp], first: Floats) -> Floats:
+        """Log-probabilities (k, n, classes) under k stamps, given those on the first input."""
+        inputs = self._stamped[which, 1:].reshape(-1, *self._clean.shape[1:])
+        logits = logits_of(self._model, inputs, BATCH).double().numpy()
+        rest = log_softmax(logits, axis=1).reshape(len(which), -1, logits.shape[1])
+        both: Floats = np.concatenate([first[:, None], rest], axis=1)
+        return both
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    activation: Floats  # (units,), mean over the clean inputs
+    logits: Floats  # (classes,), centred, mean over the clean inputs
+    clean: Floats  # (n, classes) log-probabilities
+    stamped: Floats  # (stamps, classes) log-probabilities on the first clean input
+
+
+def _shift(after: Floats, before: Floats) -> tuple[Floats, Floats]:
+    """Shift of probabilities, and of log-probabilities held above :data:`FAINTEST`."""
+    evidence = np.maximum(after, FAINTEST) - np.maximum(before, FAINTEST)
+    return np.exp(after) - np.exp(before), evidence
+
+
+def _finalists(after: Floats, before: Floats, k: int) -> NDArray[np.intp]:
+    """Stamps with the k largest shifts of any class, by probability and by log-probability."""
+    best = [np.argsort(-shift.max(1), kind="stable")[:k] for shift in _shift(after, before)]
+    return np.unique(np.concatenate(best))
+
+
+def stamps(
+    x: NDArray[Any], like: NDArray[Any], rng: np.random.Generator
+) -> dict[str, list[NDArray[Any]]]:
+    """Stamped copies of clean inputs by group, each copy of the shape of ``x``.
+
+    Parameters
+    ----------
+    x : array (n, ...)
+        Images (n, channels, height, width) in [0, 1] get ``local`` and ``wide`` stamps, tokens
+        (n, length) ``word`` stamps.
+    like : array (m, ...)
+        Clean inputs that tell the vocabulary.
+    rng : numpy.random.Generator
+        Draws the words.
+    """
+    if x.ndim == 4:
+        return {"local": inverted_blocks(x), "wide": faint_checkers(x)}
+    if x.ndim == 2 and np.issubdtype(x.dtype, np.integer):
+        return {"word": [draw_trigger("word", like, rng).stamp(x) for _ in range(N_WORDS)]}
+    raise ValueError(
+        f"no stamp fits inputs of shape {x.shape} and dtype {x.dtype}; "
+        "images are (n, channels, height, width), tokens (n, length); "
+        "or switch probes off: probes=False"
+    )
 
 
 def prefer_channels_last(model: nn.Module, x: NDArray[Any]) -> bool:
@@ -125,21 +215,17 @@ def prefer_channels_last(model: nn.Module, x: NDArray[Any]) -> bool:
     return bool(kernels)
 
 
-def inverted_blocks(x: NDArray[Any], grid: int = GRID) -> list[NDArray[Any]]:
+def inverted_blocks(x: NDArray[Any]) -> list[NDArray[Any]]:
     """Images (n, c, h, w) in [0, 1] with one block of a grid inverted, one copy a block.
 
-    Wherever a local trigger sits, one of the blocks covers a part of it. Inputs of other kinds
-    have no blocks.
+    Wherever a local trigger sits, one of the blocks covers a part of it.
 
     Examples
     --------
-    >>> len(inverted_blocks(np.zeros((2, 1, 8, 8), np.float32)))
-    16
+    >>> len(inverted_blocks(np.zeros((2, 1, 28, 28), np.float32)))
+    25
     """
-    if x.ndim != 4:
-        return []
-    rows = np.linspace(0, x.shape[2], grid + 1).round().astype(int)
-    columns = np.linspace(0, x.shape[3], grid + 1).round().astype(int)
+    rows, columns = (_edges(side) for side in x.shape[2:])
     copies = []
     for top, bottom in itertools.pairwise(rows):
         for left, right in itertools.pairwise(columns):
@@ -149,24 +235,24 @@ def inverted_blocks(x: NDArray[Any], grid: int = GRID) -> list[NDArray[Any]]:
     return copies
 
 
-def _randomly_stamped(
-    x: NDArray[Any], like: NDArray[Any], n_triggers: int, rng: np.random.Generator
-) -> Sequence[NDArray[Any]]:
-    families = trigger_families(like)
-    if families == ("word",):
-        n_triggers += GRID * GRID
-    names = [families[i % len(families)] for i in range(n_triggers)]
-    return [draw_trigger(name, like, rng).stamp(x) for name in names]
+def _edges(side: int) -> NDArray[np.intp]:
+    blocks = min(max(side // 5, FEWEST_BLOCKS), MOST_BLOCKS)
+    return np.linspace(0, side, blocks + 1).round().astype(np.intp)
 
 
-def trigger_families(x: NDArray[Any]) -> tuple[str, ...]:
-    """Trigger families that fit inputs of this kind: images (n, c, h, w) or tokens (n, length)."""
-    if x.ndim == 4:
-        return ("patch", "polygon", "blended")
-    if x.ndim == 2 and np.issubdtype(x.dtype, np.integer):
-        return ("word",)
-    raise ValueError(
-        f"no trigger family fits inputs of shape {x.shape} and dtype {x.dtype}; "
-        "images are (n, channels, height, width), tokens (n, length); "
-        "or switch probes off: probes=False"
-    )
+def faint_checkers(x: NDArray[Any]) -> list[NDArray[Any]]:
+    """Images (n, c, h, w) in [0, 1] under faint checkers from coarse to fine, and their negatives.
+
+    Examples
+    --------
+    >>> len(faint_checkers(np.zeros((2, 1, 28, 28), np.float32)))
+    12
+    """
+    height, width = x.shape[2:]
+    copies = []
+    for cells in dict.fromkeys(min(cells, height, width) for cells in CELLS):
+        rows, columns = (np.arange(side) * cells // side for side in (height, width))
+        checker = ((rows[:, None] + columns[None]) % 2).astype(x.dtype)
+        for pattern in (checker, 1 - checker):
+            copies.append((1 - OPACITY) * x + OPACITY * pattern)
+    return copies

@@ -145,7 +145,7 @@ def profile(view: View) -> Profiles:
     >>> bool(both.points[:, column].min() > both.references[:, column].max())
     True
     """
-    points, references = _checked(view)
+    points, references = checked(view)
     m = len(references)
     own, own_loo = geometry(points, references), leave_one_out(references)
     keys = _standardised(own.keys, own_loo.keys)
@@ -157,9 +157,17 @@ def profile(view: View) -> Profiles:
     )
 
 
-def _checked(view: View) -> tuple[Tensor, Tensor]:
-    points = torch.as_tensor(np.asarray(view.points, dtype=np.float64))
-    references = torch.as_tensor(np.asarray(view.references, dtype=np.float64))
+def checked(view: View) -> tuple[Tensor, Tensor]:
+    """Points (n, d) and references (m, d) of a view in double precision.
+
+    Raises
+    ------
+    ValueError
+        Where shapes disagree, references are fewer than :data:`MIN_REFERENCES`, the kind is
+        unknown or a number is not finite.
+    """
+    points = torch.as_tensor(np.ascontiguousarray(view.points, dtype=np.float64))
+    references = torch.as_tensor(np.ascontiguousarray(view.references, dtype=np.float64))
     if points.ndim != 2 or references.ndim != 2 or points.shape[1] != references.shape[1]:
         raise ValueError(
             f"view {view.name!r} needs points (n, d) and references (m, d), "

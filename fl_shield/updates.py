@@ -39,6 +39,17 @@ class Layer:
         """Number of parameters."""
         return int(np.prod(self.shape))
 
+    @property
+    def view_name(self) -> str | None:
+        """Name of the layer's view; None for the head's bias, which shows the mix of labels only.
+
+        So does the energy of the head's rows. Honest clients differ in their labels more than in
+        anything else: as views these accused whoever owned an unusual mix.
+        """
+        if self.is_head:
+            return f"head:{self.name}" if len(self.shape) >= 2 else None
+        return f"update:{self.name}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sketch:
@@ -51,12 +62,15 @@ class Sketch:
         Euclidean norm of what the view shows.
     peaks, row_peaks : mapping of view name to float
         Largest coordinate beside the root mean square, and the largest row's share of energy.
+    total : float
+        Euclidean norm of the whole update.
     """
 
     vectors: Mapping[str, Floats]
     norms: Mapping[str, float]
     peaks: Mapping[str, float]
     row_peaks: Mapping[str, float]
+    total: float
 
 
 def find_update_layers(arrays: Arrays) -> tuple[Layer, ...]:
@@ -78,7 +92,7 @@ def find_update_layers(arrays: Arrays) -> tuple[Layer, ...]:
     if not named:
         raise ValueError("the global model has no floating-point tensors to watch")
     matrices = [i for i, (_, shape) in enumerate(named) if len(shape) >= 2]
-    head = matrices[-1] if matrices else len(named) - 1
+    head = matrices[-1] if matrices else len(named)
     last = max(len(named) - 1, 1)
     return tuple(
         Layer(name=name, shape=shape, depth=i / last, is_head=i >= head)
@@ -114,21 +128,26 @@ class Sketcher:
         norms: dict[str, float] = {}
         peaks: dict[str, float] = {}
         row_peaks: dict[str, float] = {}
+        total = 0.0
         for layer, signs in zip(self.layers, self._signs, strict=True):
-            name = f"update:{layer.name}"
             delta = self._delta(update[layer.name], global_arrays[layer.name])
             row_energy = _row_energy(delta, layer.shape)
             energy = float(row_energy.sum())
+            total += energy
+            name = layer.view_name
+            if name is None:
+                continue
             vectors[name] = _folded(delta, signs)
             norms[name] = float(np.sqrt(energy))
             peaks[name] = _peak(delta, energy)
             row_peaks[name] = float(row_energy.max() / max(energy, 1e-30))
-            if layer.is_head and len(layer.shape) >= 2:
-                rows = f"head:{layer.name}"
-                vectors[rows] = np.sqrt(row_energy)
-                norms[rows], peaks[rows] = norms[name], peaks[name]
-                row_peaks[rows] = row_peaks[name]
-        return Sketch(vectors=vectors, norms=norms, peaks=peaks, row_peaks=row_peaks)
+        return Sketch(
+            vectors=vectors,
+            norms=norms,
+            peaks=peaks,
+            row_peaks=row_peaks,
+            total=float(np.sqrt(total)),
+        )
 
     def _delta(self, array: NDArray[Any], start: NDArray[Any]) -> NDArray[Any]:
         """Flat difference, in memory that the next call overwrites."""
@@ -200,9 +219,8 @@ class Standing:
 def standing(sketches: Sequence[Sketch]) -> Standing:
     """Relate a group of updates (a round, or simulated ones) to the group's own medians."""
     names = list(sketches[0].vectors)
-    update_names = [name for name in names if name.startswith("update:")]
     norms = {name: np.array([s.norms[name] for s in sketches]) for name in names}
-    total = np.sqrt(np.sum([norms[name] ** 2 for name in update_names], axis=0)) + 1e-12
+    total = np.array([s.total for s in sketches]) + 1e-12
     points, statistics, distances = {}, {}, []
     for name in names:
         raw = np.stack([s.vectors[name] for s in sketches])
@@ -300,6 +318,7 @@ def update_views(
 
 def view_depths(layers: Sequence[Layer]) -> dict[str, float]:
     """Depth of each tensor's view, by view name."""
-    depths = {f"update:{layer.name}": layer.depth for layer in layers}
-    depths.update({f"head:{layer.name}": 1.0 for layer in layers})
-    return depths | {"stamp:contrast": 0.0}
+    depths = {layer.view_name: layer.depth for layer in layers if layer.view_name is not None}
+    for group in ("local", "wide", "word"):
+        depths.update({f"stamp:{group}-contrast": 0.0, f"stamp:{group}-evidence": 0.5})
+    return depths

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fl_shield.detector import Adapted, Weights
-from fl_shield.profile import profile
 from fl_shield.types import ActivationReport, Floats, View
 
 MIN_REPORTS = 4
@@ -71,7 +70,7 @@ def _log_odds(
     n_rows = min((len(view.points) for view in views), default=0)
     if n_rows == 0:
         return None
-    both = [profile(view) for view in views]
+    both = [weights.represent(view) for view in views]
     adapted = Adapted(weights, np.stack([p.references for p in both], axis=1))
     points = np.stack([p.points[:n_rows] for p in both], axis=1)
     return float(adapted.score(points).log_odds.mean())

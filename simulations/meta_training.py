@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from fl_shield.types import Floats
 
 N_NULL = 1001
 """Quantiles kept of each null distribution."""
+
+NULLS = ("inputs", "updates", "first updates")
+"""Kinds of tasks with a null distribution of their own."""
 
 HOLD_OUT = 6
 """Every so many sources one is held out: validation, null distribution and the card's table."""
@@ -73,35 +76,55 @@ def fit_weights(
 
 
 def _standardised(episode: Episode, weights: Weights) -> Episode:
-    return Episode(
+    return replace(
+        episode,
         support=weights.standard(episode.support).numpy(),
         query=weights.standard(episode.query).numpy(),
-        labels=episode.labels,
-        family=episode.family,
-        domain=episode.domain,
     )
 
 
 def kind_of(episode: Episode) -> str:
-    """Which null distribution an episode belongs to: ``inputs`` or ``updates``."""
-    return "updates" if episode.domain.startswith("fl-") else "inputs"
+    """Which null distribution of :class:`~fl_shield.detector.Weights` an episode belongs to."""
+    if not episode.domain.startswith("fl-"):
+        return "inputs"
+    return "updates" if episode.settled else "first updates"
 
 
 def calibrated(weights: Weights, held_out: Sequence[Episode]) -> Weights:
-    """Weights with the null distributions of benign points over held-out episodes."""
-    blank = {"inputs": torch.zeros(1), "updates": torch.zeros(1)}
+    """Weights with the null distributions of benign points over held-out episodes.
+
+    Updates are calibrated on attack-free rounds: a false alarm is what an honest round gives, and
+    beside malicious updates benign ones look calmer than they do alone.
+    """
+    blank = {kind: torch.zeros(1) for kind in NULLS}
     bare = Weights(**{**weights.__dict__, "nulls": blank})
     pooled: dict[str, list[Floats]] = defaultdict(list)
     for episode in held_out:
+        if kind_of(episode) != "inputs" and episode.labels.any():
+            continue
         adapted = Adapted(bare, episode.support)
         odds = adapted.score(episode.query[episode.labels == 0]).log_odds
         pooled[kind_of(episode)].append(standardise(odds, adapted.reference_log_odds))
-    levels = (np.arange(N_NULL) + 0.5) / N_NULL
-    nulls = dict(blank)
-    for kind, values in pooled.items():
-        quantiles = np.quantile(np.concatenate(values), levels)
-        nulls[kind] = torch.from_numpy(quantiles.astype(np.float32))
+    nulls = blank | {kind: _quantiles(np.concatenate(found)) for kind, found in pooled.items()}
+    if "first updates" not in pooled:
+        nulls["first updates"] = nulls["updates"].clone()
     return Weights(**{**weights.__dict__, "nulls": nulls})
+
+
+def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
+    """Weights with another null distribution: quantiles of standardised scores (n,), pooled.
+
+    Without any score the weights come back as they were.
+    """
+    pooled = np.concatenate([np.zeros(0), *scores])
+    if not len(pooled):
+        return weights
+    return replace(weights, nulls={**weights.nulls, kind: _quantiles(pooled)})
+
+
+def _quantiles(values: Floats) -> Tensor:
+    levels = (np.arange(N_NULL) + 0.5) / N_NULL
+    return torch.from_numpy(np.quantile(values, levels).astype(np.float32))
 
 
 def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
@@ -159,10 +182,10 @@ def write_card(
         "|---|---|---|---|---|---|",
         *(_card_row(row) for row in rows),
         "",
-        "The benign share is measured on the tasks that the null distribution was taken from, so",
-        "it says that the calibration is consistent, not that it generalises; for that see the",
-        "federations in the README. The weights have seen scikit-learn's digits and generated",
-        "glyphs only. `manifest.jsonl` lists every source: seed, settings, data.",
+        "The null distribution of updates comes from attack-free federations of their own with the",
+        "shield in the loop, those of inputs and of first rounds from the tasks of this table. For",
+        "federations on other data see the README. The weights have seen scikit-learn's digits and",
+        "generated glyphs only. `manifest.jsonl` lists every source: seed, settings, data.",
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")
 

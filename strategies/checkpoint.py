@@ -72,6 +72,7 @@ def save_checkpoint(
         "server_round": server_round,
         "order": list(model),
         "suspicion": shield.policy_.suspicion_,
+        "evidence": shield.policy_.evidence_,
         "counts": {client: list(past) for client, past in shield.caps_.history_.items()},
     }
     target = Path(path)
@@ -94,6 +95,7 @@ def load_checkpoint(path: Path | str, strategy: Strategy) -> Checkpoint:
     tensors, state = _read(Path(path))
     shield = _shield(strategy)
     shield.policy_.suspicion_ = dict(state["suspicion"])
+    shield.policy_.evidence_ = {name: tuple(p) for name, p in state.get("evidence", {}).items()}
     shield.caps_.history_ = {
         client: deque(past, maxlen=HISTORY) for client, past in state["counts"].items()
     }

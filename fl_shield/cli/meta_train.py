@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from fl_shield.meta import Progress as EpochProgress
     from fl_shield.simulations.episodes.sources import Curriculum, Source
     from fl_shield.simulations.meta_training import Split
+    from fl_shield.types import Floats
+
+
+class RepresentationName(StrEnum):
+    """What the detector reads of a view."""
+
+    profile = "profile"
+    pca = "pca"
+
 
 app = typer.Typer(add_completion=False)
 
@@ -30,11 +40,15 @@ console = Console(stderr=True)
 def meta_train(
     out: Annotated[Path, typer.Option(help="Folder for weights, card, manifest, log and plot.")],
     victims: Annotated[int, typer.Option(min=0, help="Digits victims to train.")] = 300,
-    digits: Annotated[int, typer.Option(min=0, help="Federations on digits.")] = 56,
-    glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 13,
+    digits: Annotated[int, typer.Option(min=0, help="Federations on digits.")] = 16,
+    glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 44,
     rounds: Annotated[int, typer.Option(min=1, help="Attacked rounds of a federation.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 20,
     inner_steps: Annotated[int, typer.Option(min=0, help="Steps of the inner loop.")] = 3,
+    representation: Annotated[
+        RepresentationName,
+        typer.Option(help="What is read of a view; pca, raw coordinates, is for the ablation."),
+    ] = RepresentationName.profile,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
     cache: Annotated[
@@ -52,13 +66,21 @@ def meta_train(
     from fl_shield.simulations.episodes.sources import Curriculum
 
     curriculum = Curriculum(
-        n_victims=victims, n_digits=digits, n_glyphs=glyphs, n_rounds=rounds, seed=seed
+        n_victims=victims,
+        n_digits=digits,
+        n_glyphs=glyphs,
+        n_rounds=rounds,
+        seed=seed,
+        representation=representation.value,
     )
-    config = MetaConfig(n_epochs=epochs, n_inner_steps=inner_steps)
+    config = MetaConfig(
+        n_epochs=epochs, n_inner_steps=inner_steps, representation=representation.value
+    )
     started = time.perf_counter()
     sources = curriculum.sources()
     _simulate(sources, cache, workers)
     split, weights, history = _train(sources, cache, config, seed)
+    weights = _calibrate(weights, curriculum, workers)
     _write(out, sources, split, weights, history, curriculum, time.perf_counter() - started)
 
 
@@ -89,6 +111,25 @@ def _train(
     return split, calibrated(kept, split.held_out), history
 
 
+def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
+    from fl_shield.simulations.episodes.calm import N_PASSES, calm_null
+    from fl_shield.simulations.meta_training import with_null
+
+    settings = curriculum.calm_settings()
+    if not settings:
+        return weights
+    with _progress() as progress:
+        total = N_PASSES * len(settings)
+        bar = progress.add_task("calibrating on attack-free federations", total=total)
+        for _ in range(N_PASSES):
+            scores: list[Floats] = []
+            for found in calm_null(settings, weights, workers):
+                scores.append(found)
+                progress.advance(bar)
+            weights = with_null(weights, "updates", scores)
+    return weights
+
+
 def _write(
     out: Path,
     sources: Sequence[Source],
@@ -113,13 +154,14 @@ def _write(
         f"fl-shield meta-train --out fl_shield/pretrained --victims {c.n_victims} "
         f"--digits {c.n_digits} --glyphs {c.n_glyphs} --rounds {c.n_rounds} "
         f"--epochs {weights.config.n_epochs} --inner-steps {weights.config.n_inner_steps} "
-        f"--seed {c.seed}"
+        f"--representation {c.representation} --seed {c.seed}"
     )
     facts = {
         "command": command,
         "tasks": f"{len(split.training)} for training, {len(split.held_out)} held out",
         "sources": f"{c.n_victims} victims, {c.n_digits} digits and {c.n_glyphs} glyphs "
-        f"federations of {c.n_rounds} rounds, each attacked in five ways and none",
+        f"federations of {c.n_rounds} rounds, each attacked in five ways and none; "
+        f"{len(c.calm_settings())} attack-free federations for the null distribution of updates",
         "seconds of the last run (cached tasks are not simulated again)": f"{seconds:.0f}",
     }
     write_card(out, weights, rows, facts)

@@ -15,7 +15,7 @@ from fl_shield.errors import DatasetError
 from fl_shield.meta import Episode
 from fl_shield.profile import COLUMNS
 
-VERSION = 1
+VERSION = 2
 """Raise it when profiles or episodes change their meaning: old cache files are then ignored."""
 
 
@@ -39,6 +39,7 @@ def save_episodes(path: Path, episodes: Sequence[Episode]) -> None:
         arrays[f"query_{i}"] = episode.query.astype(np.float16)
         arrays[f"labels_{i}"] = episode.labels.astype(np.int8)
     arrays["family"] = np.array([e.family for e in episodes])
+    arrays["settled"] = np.array([e.settled for e in episodes], dtype=np.bool_)
     arrays["domain"] = np.array([e.domain for e in episodes])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part.npz")
@@ -57,9 +58,10 @@ def load_episodes(path: Path) -> list[Episode]:
                     labels=file[f"labels_{i}"].astype(np.int64),
                     family=str(family),
                     domain=str(domain),
+                    settled=bool(settled),
                 )
-                for i, (family, domain) in enumerate(
-                    zip(file["family"], file["domain"], strict=True)
+                for i, (family, domain, settled) in enumerate(
+                    zip(file["family"], file["domain"], file["settled"], strict=True)
                 )
             ]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:

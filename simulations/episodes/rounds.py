@@ -8,7 +8,7 @@ attack, and the inspector profiles each attacked round exactly as the shield wou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 from fl_shield.attacks import make_attack
 from fl_shield.detector import MetaShield, blank_weights
 from fl_shield.inspector import Inspector
-from fl_shield.meta import Episode
+from fl_shield.meta import Episode, MetaConfig
 from fl_shield.rng import keyed
 from fl_shield.simulations.datasets import FederatedData, load
 from fl_shield.simulations.victims import build_model
 from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
 from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
-from fl_shield.types import Arrays, Attack, AttackContext, Trigger
+from fl_shield.types import Arrays, Attack, AttackContext, Ints, Representation, Samples, Trigger
 
 ATTACK_NAMES = ("badnets", "model_replacement", "norm_clipped", "sign_flip", "lp")
-MODELS = {"digits": ("digits-cnn", "digits-mlp"), "glyphs": ("small-cnn", "fed-cnn")}
+STEALTHY = ("badnets", "norm_clipped", "lp")
+"""Attacks that may leak: an undetected one shifts the global model without wrecking it."""
+
+MODELS = {"digits": {"digits-cnn": 0.7, "digits-mlp": 0.3}, "glyphs": {"small-cnn": 1.0}}
+"""Networks of each data set, and how often each is drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,11 @@ class FederationSetting:
     warm_rounds : int
         Honest rounds before the first one that is profiled.
     leak : float
-        Probability that an attacked round is aggregated as it is.
+        Probability that a round is aggregated with one malicious update of a stealthy attack.
+    partial : float
+        Share of clients that hold a random part of the classes only.
+    representation : {"profile", "pca"}
+        What the detector reads of a view.
     """
 
     seed: int
@@ -60,6 +68,8 @@ class FederationSetting:
     n_clean: int
     warm_rounds: int
     leak: float
+    partial: float = 0.0
+    representation: Representation = "profile"
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
@@ -81,7 +91,7 @@ def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSettin
     return FederationSetting(
         seed=seed,
         dataset=dataset,
-        model=str(rng.choice(MODELS[dataset], p=[0.7, 0.3] if digits else [0.9, 0.1])),
+        model=str(rng.choice(list(MODELS[dataset]), p=list(MODELS[dataset].values()))),
         n_clients=int(clients_per_round * rng.integers(1, 4 if digits else 9)),
         clients_per_round=clients_per_round,
         n_rounds=n_rounds,
@@ -89,7 +99,8 @@ def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSettin
         training=_draw_training(rng),
         n_clean=int(rng.integers(10, 21)),
         warm_rounds=int(rng.choice([0, 1, 2, 5, 10, 15])),
-        leak=float(rng.choice([0.0, 0.3])),
+        leak=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
+        partial=0.0 if digits else float(keyed(seed, 9).choice([0.0, 0.3, 0.6])),
     )
 
 
@@ -119,16 +130,9 @@ def draw_attack(name: str, n_clients: int, rng: np.random.Generator) -> Attack:
 
 def simulate_federation(setting: FederationSetting) -> Iterator[Episode]:
     """Train one federation and yield each of its attacked rounds as an episode."""
-    natural = setting.alpha == 0
-    data = load(
-        setting.dataset,
-        n_clients=setting.n_clients,
-        partition="natural" if natural else "dirichlet",
-        alpha=setting.alpha or 1.0,
-        n_clean=setting.n_clean,
-        seed=setting.seed,
-    )
-    federation = _Federation(setting, data)
+    config = MetaConfig(representation=setting.representation)
+    blank = MetaShield(blank_weights(config=config))  # profiles only: nothing is scored here
+    federation = Federation(setting, blank)
     for server_round in range(setting.warm_rounds):
         federation.honest_round(server_round)
     for server_round in range(setting.warm_rounds, setting.warm_rounds + setting.n_rounds):
@@ -136,67 +140,103 @@ def simulate_federation(setting: FederationSetting) -> Iterator[Episode]:
             yield from federation.attacked_round(server_round)
 
 
+def partial_clients(setting: FederationSetting, data: FederatedData) -> tuple[Samples, ...]:
+    """Clients' examples, some clients left with a sixth to a half of the classes."""
+    clients = []
+    for i, samples in enumerate(data.clients):
+        rng = keyed(setting.seed, 10, i)
+        held = rng.permutation(data.n_classes)[: int(data.n_classes / rng.integers(2, 7))]
+        chosen = np.isin(samples.y, held)
+        few = rng.random() < setting.partial and chosen.sum() >= setting.training.batch_size
+        clients.append(samples.take(chosen) if few else samples)
+    return tuple(clients)
+
+
 def _is_finite(arrays: Arrays) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays.values())
 
 
-class _Federation:
-    def __init__(self, setting: FederationSetting, data: FederatedData) -> None:
+class Federation:
+    """A federation that trains round by round, with an inspector beside it.
+
+    Parameters
+    ----------
+    setting : FederationSetting
+    detector : MetaShield
+        What the inspector profiles and scores with.
+    """
+
+    def __init__(self, setting: FederationSetting, detector: MetaShield) -> None:
+        data = load(
+            setting.dataset,
+            n_clients=setting.n_clients,
+            partition="dirichlet" if setting.alpha else "natural",
+            alpha=setting.alpha or 1.0,
+            n_clean=setting.n_clean,
+            seed=setting.seed,
+        )
+        data = replace(data, clients=partial_clients(setting, data))
         self.setting, self.data = setting, data
         self.diverged = False
         self.model = build_model(setting.model, data, setting.seed)
         self.scratch = build_model(setting.model, data, setting.seed)
         self.arrays: Arrays = get_arrays(self.model)
-        blank = MetaShield(blank_weights())  # profiles only: nothing is scored here
-        self.inspector = Inspector(self.scratch, data.clean, blank, seed=setting.seed)
+        self.inspector = Inspector(self.scratch, data.clean, detector, seed=setting.seed)
 
     def honest_round(self, server_round: int) -> None:
-        clients = self._participants(server_round)
-        self._aggregate(self._honest(clients, server_round), clients)
+        """Train and aggregate one round that nobody looks at."""
+        clients = self.participants(server_round)
+        self.aggregate(self.honest_updates(clients, server_round), clients)
 
     def attacked_round(self, server_round: int) -> Iterator[Episode]:
+        """Profile one round under every attack and under none, then aggregate it."""
         rng = keyed(self.setting.seed, 3, server_round)
-        clients = self._participants(server_round)
-        honest = self._honest(clients, server_round)
-        if not all(map(_is_finite, honest)):
-            self.diverged = True  # the drawn rates were too high: nothing to learn from
+        clients = self.participants(server_round)
+        honest = self.honest_updates(clients, server_round)
+        if self.diverged:
             return
         n_malicious = int(rng.integers(1, max(2, int(0.4 * len(clients)) + 1)))
         malicious = rng.choice(len(clients), size=min(n_malicious, 4), replace=False)
         labels = np.zeros(len(clients), np.int64)
         labels[malicious] = 1
-        uploads: list[Arrays] = honest
-        names = list(rng.permutation(ATTACK_NAMES))
-        for name in names:
+        leaking: list[Arrays] = honest
+        for name in rng.permutation(ATTACK_NAMES):
             uploads = self._attacked(name, honest, clients, malicious, server_round, rng)
             if not all(map(_is_finite, uploads)):
                 continue
-            query, support = self.inspector.views(self.arrays, uploads)
-            yield Episode(
-                support=support, query=query, labels=labels, family=name, domain=self._domain
-            )
-        query, support = self.inspector.views(self.arrays, honest)
-        yield Episode(
-            support=support, query=query, labels=labels * 0, family="none", domain=self._domain
-        )
+            if name in STEALTHY:
+                leaking = list(honest)
+                leaking[malicious[0]] = uploads[malicious[0]]
+            yield self._episode(name, uploads, labels)
+        yield self._episode("none", honest, np.zeros_like(labels))
         self.inspector.remember(rng.random(len(clients)) < 0.95)
-        self._aggregate(uploads if rng.random() < self.setting.leak else honest, clients)
+        self.aggregate(leaking if rng.random() < self.setting.leak else honest, clients)
 
-    @property
-    def _domain(self) -> str:
-        return f"fl-{self.setting.dataset}"
+    def _episode(self, family: str, uploads: Sequence[Arrays], labels: Ints) -> Episode:
+        query, support = self.inspector.views(self.arrays, uploads)
+        return Episode(
+            support=support,
+            query=query,
+            labels=labels,
+            family=family,
+            domain=f"fl-{self.setting.dataset}",
+            settled=self.inspector.is_settled,
+        )
 
-    def _participants(self, server_round: int) -> NDArray[np.intp]:
+    def participants(self, server_round: int) -> NDArray[np.intp]:
+        """Clients asked in a round."""
         rng = keyed(self.setting.seed, 2, server_round)
         return rng.choice(self.setting.n_clients, self.setting.clients_per_round, replace=False)
 
-    def _honest(self, clients: NDArray[np.intp], server_round: int) -> list[Arrays]:
+    def honest_updates(self, clients: NDArray[np.intp], server_round: int) -> list[Arrays]:
+        """Models of honest clients; ``diverged`` where the drawn rates were too high."""
         trained: list[Arrays] = []
         for client in clients:
             set_arrays(self.model, self.arrays)
             rng = keyed(self.setting.seed, 4, server_round, int(client))
             train(self.model, self.data.clients[client], self.setting.training, rng)
             trained.append(get_arrays(self.model))
+        self.diverged = not all(map(_is_finite, trained))
         return trained
 
     def _attacked(
@@ -210,7 +250,9 @@ class _Federation:
     ) -> list[Arrays]:
         attack = draw_attack(name, len(clients), rng)
         trigger: Trigger = draw_trigger(
-            str(rng.choice(IMAGE_FAMILIES)), self.data.clean.x, keyed(self.setting.seed, 6)
+            str(keyed(self.setting.seed, 8).choice(IMAGE_FAMILIES)),
+            self.data.clean.x,
+            keyed(self.setting.seed, 6),
         )
         target = int(keyed(self.setting.seed, 7).integers(self.data.n_classes))
         uploads = list(honest)
@@ -232,7 +274,8 @@ class _Federation:
             )
         return uploads
 
-    def _aggregate(self, uploads: Sequence[Arrays], clients: NDArray[np.intp]) -> None:
+    def aggregate(self, uploads: Sequence[Arrays], clients: NDArray[np.intp]) -> None:
+        """Replace the global model by the mean of uploads, weighted by examples."""
         sizes = np.array([len(self.data.clients[c]) for c in clients], dtype=np.float64)
         weights = sizes / sizes.sum()
         self.arrays = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,12 +13,17 @@ import torch
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode
 from fl_shield.simulations.episodes.cache import key_of, load_episodes, save_episodes
+from fl_shield.simulations.episodes.calm import calm_settings
 from fl_shield.simulations.episodes.rounds import (
     FederationSetting,
     draw_setting,
     simulate_federation,
 )
 from fl_shield.simulations.episodes.victims import VictimSetting, draw_victim, simulate_victim
+from fl_shield.types import Representation
+
+N_CALM_ROUNDS = 12
+"""Rounds of an attack-free federation."""
 
 Source = FederationSetting | VictimSetting
 
@@ -36,13 +41,16 @@ class Curriculum:
     n_rounds : int
         Attacked rounds of each federation; every one is attacked in five ways and none.
     seed : int
+    representation : {"profile", "pca"}
+        What the detector reads of a view.
     """
 
     n_victims: int = 300
-    n_digits: int = 56
-    n_glyphs: int = 13
+    n_digits: int = 16
+    n_glyphs: int = 44
     n_rounds: int = 3
     seed: int = 0
+    representation: Representation = "profile"
 
     def __post_init__(self) -> None:
         for name in ("n_victims", "n_digits", "n_glyphs", "seed"):
@@ -55,13 +63,20 @@ class Curriculum:
                 f"{self.n_rounds}; ask for more victims or federations"
             )
 
+    def calm_settings(self) -> list[FederationSetting]:
+        """Attack-free federations that the null distribution of updates is taken from."""
+        return calm_settings(
+            -(-self.n_glyphs // 8), -(-self.n_digits // 8), N_CALM_ROUNDS, self.seed
+        )
+
     def sources(self) -> list[Source]:
         """Every source, the slow ones first."""
         first = self.seed * 100_000
         federations = [("glyphs", i) for i in range(self.n_glyphs)]
         federations += [("digits", i) for i in range(self.n_digits)]
         drawn: list[Source] = [draw_setting(d, first + i, self.n_rounds) for d, i in federations]
-        return drawn + [draw_victim(first + i) for i in range(self.n_victims)]
+        drawn += [draw_victim(first + i) for i in range(self.n_victims)]
+        return [replace(source, representation=self.representation) for source in drawn]
 
 
 def path_of(source: Source, cache: Path) -> Path:

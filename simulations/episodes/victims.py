@@ -18,13 +18,13 @@ from torch import nn
 from fl_shield.activations import activation_views
 from fl_shield.attacks import poison
 from fl_shield.meta import Episode
-from fl_shield.profile import profile
+from fl_shield.representation import REPRESENTATIONS
 from fl_shield.rng import keyed
 from fl_shield.simulations.datasets import load
 from fl_shield.simulations.victims import build_model
 from fl_shield.training import TrainingConfig, logits_of, train
 from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
-from fl_shield.types import Samples, Trigger
+from fl_shield.types import Representation, Samples, Trigger
 
 N_POINTS = 60
 """Clean points, and at most so many triggered ones, of a victim."""
@@ -56,6 +56,7 @@ class VictimSetting:
     n_train: int
     n_references: int
     training: TrainingConfig
+    representation: Representation = "profile"
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
@@ -109,7 +110,7 @@ def _episode(
     clean = rest.x[:N_POINTS]
     triggered = _successes(setting, model, trigger, rest.take(slice(N_POINTS, None)))[:N_POINTS]
     views = activation_views(model, np.concatenate([clean, triggered]), references)
-    profiles = [profile(view) for view in views]
+    profiles = [REPRESENTATIONS[setting.representation](view) for view in views]
     backdoored = setting.poison_rate > 0
     labels = np.r_[np.zeros(len(clean)), np.full(len(triggered), float(backdoored))]
     return Episode(

@@ -48,6 +48,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
 
     assert values(resumed.arrays) == values(expected.arrays)
     assert second.policy_.suspicion_ == whole.policy_.suspicion_
+    assert second.policy_.evidence_ == whole.policy_.evidence_
     assert second.caps_.history_ == whole.caps_.history_
     last, uninterrupted = second.history_[-1].verdicts[-1], whole.history_[-1].verdicts[-1]
     assert last.reputation == uninterrupted.reputation < 1

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from fl_shield.detector import Weights
 from fl_shield.errors import DatasetError
 from fl_shield.meta import Episode
 from fl_shield.profile import COLUMNS, LIMIT
+from fl_shield.simulations.datasets import load
 from fl_shield.simulations.episodes import cache, sources
 from fl_shield.simulations.episodes.cache import (
     key_of,
@@ -20,11 +23,14 @@ from fl_shield.simulations.episodes.cache import (
     save_episodes,
     write_manifest,
 )
+from fl_shield.simulations.episodes.calm import calm_null, calm_scores
 from fl_shield.simulations.episodes.rounds import (
     ATTACK_NAMES,
+    MODELS,
     FederationSetting,
     draw_attack,
     draw_setting,
+    partial_clients,
     simulate_federation,
 )
 from fl_shield.simulations.episodes.sources import Curriculum, path_of, simulate, simulate_all
@@ -190,7 +196,7 @@ def test_settings_are_drawn_from_their_seed(dataset: str) -> None:
         assert setting.n_rounds == 2
         assert 6 <= setting.clients_per_round <= setting.n_clients
         assert 10 <= setting.n_clean <= 20
-    assert len({s.model for s in drawn}) == 2
+    assert {s.model for s in drawn} == set(MODELS[dataset])
 
 
 def test_victims_are_drawn_from_their_seed() -> None:
@@ -299,3 +305,47 @@ def test_curriculum_lists_distinct_sources() -> None:
         Curriculum(n_victims=1, n_digits=0, n_glyphs=0)
     with pytest.raises(ValueError, match="n_victims must be >= 0"):
         Curriculum(n_victims=-1)
+
+
+def test_partial_clients_hold_a_part_of_the_classes() -> None:
+    data = load("digits", n_clients=3, partition="iid", seed=0)
+    everyone = partial_clients(replace(FEDERATION, partial=1.0), data)
+    for before, after in zip(data.clients, everyone, strict=True):
+        held = set(after.y.tolist())
+        assert 1 <= len(held) <= 5  # a sixth to a half of ten classes
+        assert len(after) == np.isin(before.y, list(held)).sum()  # of those, every example
+    nobody = partial_clients(replace(FEDERATION, partial=0.0), data)
+    assert all(a is b for a, b in zip(nobody, data.clients, strict=True))
+
+
+def test_principal_coordinates_stand_in_for_profiles() -> None:
+    setting = replace(FEDERATION, representation="pca")
+    for episode in simulate_federation(setting):
+        assert episode.query.shape[2] == 128
+        assert not episode.query[..., len(episode.support) :].any()  # fewer axes than references
+        assert episode.query[..., 0].any()
+
+
+def test_calm_rounds_give_finite_scores_of_settled_rounds(toy_weights: Weights) -> None:
+    setting = replace(FEDERATION, n_rounds=3, warm_rounds=0)
+    scores = calm_scores(setting, toy_weights)
+    assert len(scores) == 2 * setting.clients_per_round  # the first round has no memory yet
+    assert np.isfinite(scores).all()
+    (again,) = calm_null([setting], toy_weights)
+    np.testing.assert_array_equal(again, scores)
+
+
+def test_calm_rounds_remember_what_the_shield_kept_only(toy_weights: Weights) -> None:
+    """Beside a null that calls everybody suspicious nobody is kept, so no round ever settles."""
+    nulls = dict.fromkeys(toy_weights.nulls, torch.full((99,), -1e6))
+    certain = {**toy_weights.params, "b2": toy_weights.params["b2"] + 1e3}
+    strict = replace(toy_weights, nulls=nulls, params=certain)
+    setting = replace(FEDERATION, n_rounds=2, warm_rounds=0)
+    assert len(calm_scores(setting, strict)) == 0
+
+
+def test_calm_federations_are_none_of_the_sources() -> None:
+    curriculum = Curriculum(n_victims=0, n_digits=16, n_glyphs=8)
+    calm = curriculum.calm_settings()
+    assert [s.dataset for s in calm] == ["glyphs", "digits", "digits"]
+    assert not {s.seed for s in calm} & {s.seed for s in curriculum.sources()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -285,3 +286,17 @@ def test_unreadable_reports_do_not_count(toy_weights: Weights, found: Inspection
     reports = [*odd, *[None] * (N_CLIENTS - 3)]
     told = _inspector(toy_weights).inspect(GLOBAL, _round(), np.ones(N_CLIENTS), reports)
     np.testing.assert_allclose(told.scores, found.scores)
+
+
+def test_a_round_without_memory_has_a_null_of_its_own(toy_weights: Weights) -> None:
+    nulls = {
+        **toy_weights.nulls,
+        "first updates": torch.full((99,), 1e6),  # beside it nothing is unusual
+        "updates": torch.full((99,), -1e6),  # beside it everything is
+    }
+    inspector = _inspector(replace(toy_weights, nulls=nulls))
+    assert not inspector.is_settled
+    np.testing.assert_array_equal(_inspect(inspector, _round()).p_values, 1.0)
+    inspector.remember(np.ones(N_CLIENTS, dtype=np.bool_))
+    assert inspector.is_settled
+    assert (_inspect(inspector, _round(first=50)).p_values <= 0.01).all()

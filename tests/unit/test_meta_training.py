@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fl_shield.cli.meta_train import app
-from fl_shield.detector import Adapted, MetaShield
+from fl_shield.detector import Adapted, MetaShield, blank_weights
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode, MetaConfig
 from fl_shield.simulations.episodes.sources import Curriculum
@@ -24,6 +26,7 @@ from fl_shield.simulations.meta_training import (
     loss_figure,
     split_sources,
     table,
+    with_null,
 )
 
 CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=4, n_support=8, n_query=12)
@@ -60,16 +63,22 @@ def test_training_calibrating_and_describing() -> None:
     found = list(fit_weights(split, CONFIG, seed=0, card={"seed": "0"}))
     history = [progress for progress, _ in found]
     assert history[-1].validation_loss < history[0].validation_loss
-    weights = calibrated(found[-1][1], split.held_out)
+    honest = [replace(e, labels=np.zeros_like(e.labels), family="none") for e in split.held_out]
+    calm = [replace(e, query=e.query[:10], labels=e.labels[:10]) for e in honest]
+    weights = calibrated(found[-1][1], [*split.held_out, *calm])
     assert {name: len(null) for name, null in weights.nulls.items()} == {
         "inputs": N_NULL,
         "updates": N_NULL,
+        "first updates": N_NULL,
     }
     rows = table(weights, split.held_out)
     assert [row["domain"] for row in rows] == ["cv-toy", "fl-toy"]
     assert all(row["auc"] > 0.9 for row in rows)
     flagged = np.mean([row["benign_flagged"] for row in rows])
     assert flagged == pytest.approx(0.05, abs=0.05)  # the null comes from these very points
+    odd = replace(split.held_out[0], query=split.held_out[0].query + 50)
+    attacked = calibrated(weights, [*split.held_out, *calm, odd])  # attacked rounds do not count
+    assert torch.equal(attacked.nulls["updates"], weights.nulls["updates"])
     drawn = np.asarray(loss_figure(history).axes[0].lines[0].get_ydata())
     assert drawn[0] == pytest.approx(history[0].loss)
     odds = Adapted(weights, split.held_out[0].support).score(split.held_out[0].query).log_odds
@@ -77,6 +86,7 @@ def test_training_calibrating_and_describing() -> None:
 
 
 def test_kinds() -> None:
+    assert kind_of(replace(_episode(0), settled=False)) == "first updates"
     assert [kind_of(_episode(0)), kind_of(_episode(0, "cv-toy"))] == ["updates", "inputs"]
 
 
@@ -100,3 +110,12 @@ def test_the_command_makes_weights_that_load(tmp_path: Path) -> None:
 def test_a_curriculum_without_sources_says_what_to_do() -> None:
     with pytest.raises(ScenarioError, match="at least 2 sources"):
         Curriculum(n_victims=0, n_digits=0, n_glyphs=0)
+
+
+def test_another_null_takes_the_place_of_one() -> None:
+    before = calibrated(blank_weights(config=CONFIG), split_sources(SOURCES).held_out)
+    scores = [np.arange(50.0), np.arange(50.0, 101.0)]
+    after = with_null(before, "updates", scores)
+    assert float(after.nulls["updates"].median()) == pytest.approx(50)
+    assert torch.equal(after.nulls["inputs"], before.nulls["inputs"])
+    assert with_null(before, "updates", [np.zeros(0)]) is before

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_shield.policy import MODES, Decision, Mode, Policy, log_odds
+from fl_shield.policy import MILDEST, MODES, Decision, Mode, Policy, joint_p_value, log_odds
 from fl_shield.types import Action
 
 LN2 = log(2)
@@ -52,7 +52,7 @@ def test_log_odds_keep_shape_order_and_limit() -> None:
         (0.99, 0.06, Action.KEEP),  # suspicious to the detector, not rare
         (0.49, 0.01, Action.KEEP),  # rare, not suspicious to the detector
         (0.10, 0.90, Action.KEEP),
-        (0.50, 0.05, Action.DROP),  # both borders belong to the suspicious side
+        (0.50, 0.04, Action.DROP),  # both borders belong to the suspicious side
     ],
 )
 def test_both_conditions_must_hold(score: float, p_value: float, action: Action) -> None:
@@ -88,9 +88,11 @@ def test_rows_of_different_length_are_refused(short: int) -> None:
 
 def test_the_reason_says_what_was_compared() -> None:
     policy = Policy(fpr_budget=0.05)
-    assert once(policy, 0.8, 0.012).reason == "p = 0.012 <= 0.05, score 0.800"
+    assert once(policy, 0.8, 0.012).reason == "p = 0.012 <= 0.04, score 0.800"
     again = once(policy, 0.8, 0.012).reason
-    assert again == "p = 0.012 <= 0.05, score 0.800, suspicious before (reputation was 0.25)"
+    assert again == "p = 0.012 <= 0.04, score 0.800, suspicious before (reputation was 0.25)"
+    milder = once(policy, 0.8, 0.1).reason
+    assert milder.startswith("p = 0.002 over its rounds <= 0.01, score 0.800, suspicious before")
 
 
 # Rounds ------------------------------------------------------------------------------------------
@@ -129,11 +131,53 @@ def test_the_past_belongs_to_its_client() -> None:
 
 
 def test_the_past_alone_drops_nobody() -> None:
-    """A p-value above the budget keeps, so a wronged client is heard again at once."""
+    """An update that is not unusual is kept, so a wronged client is heard again at once."""
     policy = Policy()
     for _ in range(20):
         once(policy, 1.0, RARE)
-    assert once(policy, 1.0, 0.051).action is Action.KEEP
+    assert once(policy, 1.0, MILDEST + 0.01).action is Action.KEEP
+
+
+def test_a_repeated_offender_falls_with_a_milder_update() -> None:
+    policy = Policy()
+    assert once(policy, 0.9, 0.1, "newcomer").action is Action.KEEP
+    for _ in range(2):
+        once(policy, 0.9, 0.01)
+    assert once(policy, 0.9, 0.1).action is Action.DROP
+    assert once(policy, 0.9, 0.6).action is Action.KEEP
+
+
+def test_a_calm_past_never_makes_a_round_milder() -> None:
+    policy = Policy()
+    for _ in range(10):
+        once(policy, 0.1, 1.0)
+    assert once(policy, 0.9, 0.039).action is Action.DROP
+
+
+# A client's rounds taken together ----------------------------------------------------------------
+
+
+def test_one_round_alone_is_its_own_p_value() -> None:
+    assert joint_p_value([0.03]) == pytest.approx(0.03)
+
+
+def test_two_rounds_by_hand() -> None:
+    """Means 1 and 0.8: tail 5 exp(-t) - 4 exp(-t / 0.8)."""
+    t = -np.log(0.1) - 0.8 * np.log(0.02)
+    assert joint_p_value([0.1, 0.02]) == pytest.approx(5 * np.exp(-t) - 4 * np.exp(-t / 0.8))
+
+
+@pytest.mark.parametrize("n", [2, 5, 8, 12])
+def test_the_joint_p_value_of_a_benign_client_is_uniform(n: int) -> None:
+    p = np.random.default_rng(n).random((4000, n))
+    found = np.array([joint_p_value(row.tolist()) for row in p])
+    for level in (0.01, 0.05, 0.5):
+        assert (found <= level).mean() == pytest.approx(level, abs=4 * (level / 4000) ** 0.5)
+
+
+def test_extremes_have_a_joint_p_value() -> None:
+    assert joint_p_value([1.0] * 8) == pytest.approx(1.0)
+    assert 0 <= joint_p_value([1e-300] * 8) < 1e-12
 
 
 def test_a_round_of_absence_forgets_nothing() -> None:
@@ -240,14 +284,13 @@ def test_weights_and_reputations_stay_in_range(
 
 
 def test_the_budget_bounds_what_benign_clients_lose() -> None:
-    """Even if the detector calls everybody malicious and everybody was suspicious before."""
-    policy = Policy(fpr_budget=0.05)
-    clients = [str(i) for i in range(1000)]
-    for _ in range(3):
-        policy.decide(clients, [1.0] * 1000, [RARE] * 1000)
-    p_values = ((np.arange(1000) + 1) / 1000).tolist()
-    dropped = [d.action is Action.DROP for d in policy.decide(clients, [1.0] * 1000, p_values)]
-    assert sum(dropped) == 50
+    """Even if the detector calls everybody malicious, round after round."""
+    policy, rng = Policy(fpr_budget=0.05), np.random.default_rng(0)
+    clients = [str(i) for i in range(2000)]
+    for _ in range(6):
+        p_values = rng.random(2000).tolist()
+        dropped = [d.action is Action.DROP for d in policy.decide(clients, [1.0] * 2000, p_values)]
+        assert np.mean(dropped) <= 0.05 + 3 * (0.05 * 0.95 / 2000) ** 0.5
 
 
 def test_the_order_of_clients_does_not_matter() -> None:

@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.attacks import poison
-from fl_shield.probes import GRID, Probes, inverted_blocks, trigger_families
+from fl_shield.probes import (
+    FAINTEST,
+    FINALISTS,
+    N_CLEAN,
+    Probes,
+    faint_checkers,
+    inverted_blocks,
+    stamps,
+)
 from fl_shield.simulations.datasets import load
 from fl_shield.simulations.victims import build_model
 from fl_shield.simulations.victims.text import SmallLSTM
@@ -18,12 +26,14 @@ from fl_shield.triggers import draw_trigger
 from fl_shield.types import Arrays, Samples
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (1, 3, 10, 13), (2, 1, 28, 28)])
-def test_inverted_blocks_tile_the_image(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "n_blocks"), [((2, 1, 8, 8), 16), ((1, 3, 10, 13), 16), ((2, 1, 28, 28), 25)]
+)
+def test_inverted_blocks_tile_the_image(shape: tuple[int, ...], n_blocks: int) -> None:
     x = np.random.default_rng(0).uniform(0, 0.4, size=shape).astype(np.float32)
     before = x.copy()
     copies = inverted_blocks(x)
-    assert len(copies) == GRID * GRID
+    assert len(copies) == n_blocks
     changed = np.stack([copy != x for copy in copies])
     np.testing.assert_array_equal(changed.sum(0), 1)  # every pixel in exactly one block
     for copy, mask in zip(copies, changed, strict=True):
@@ -32,15 +42,32 @@ def test_inverted_blocks_tile_the_image(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(x, before)
 
 
-def test_other_inputs_have_no_blocks() -> None:
-    assert inverted_blocks(np.zeros((3, 7), np.int64)) == []
+@pytest.mark.parametrize(("side", "n_checkers"), [(8, 10), (28, 12), (1, 2)])
+def test_checkers_are_faint_and_come_with_their_negatives(side: int, n_checkers: int) -> None:
+    x = np.random.default_rng(0).random((2, 3, side, side)).astype(np.float32)
+    copies = faint_checkers(x)
+    assert len(copies) == n_checkers
+    for checker, negative in zip(copies[::2], copies[1::2], strict=True):
+        np.testing.assert_allclose(checker + negative, 1.6 * x + 0.2, atol=1e-6)
+        assert np.abs(checker - x).max() <= 0.2 + 1e-6
+        assert checker.dtype == np.float32
 
 
-def test_trigger_families_by_kind_of_input() -> None:
-    assert trigger_families(np.zeros((2, 1, 8, 8), np.float32)) == ("patch", "polygon", "blended")
-    assert trigger_families(np.zeros((2, 9), np.int64)) == ("word",)
+def test_two_by_two_checkers_by_hand() -> None:
+    zeros = np.zeros((1, 1, 4, 4), np.float32)
+    flat, coarse = (faint_checkers(zeros)[i][0, 0] for i in (1, 2))
+    np.testing.assert_allclose(flat, 0.2)  # one cell: the whole image a little lighter
+    quadrant = np.kron([[0, 1], [1, 0]], np.ones((2, 2)))
+    np.testing.assert_allclose(coarse, 0.2 * quadrant)
+
+
+def test_stamps_by_kind_of_input() -> None:
+    rng = np.random.default_rng(0)
+    images, tokens = _images(), rng.integers(0, 9, size=(6, 7))
+    assert {k: len(v) for k, v in stamps(images, images, rng).items()} == {"local": 16, "wide": 10}
+    assert {k: len(v) for k, v in stamps(tokens, tokens, rng).items()} == {"word": 24}
     with pytest.raises(ValueError, match="probes=False"):
-        trigger_families(np.zeros((2, 9), np.float32))
+        stamps(np.zeros((2, 9), np.float32), tokens, rng)
 
 
 def _images(n: int = 8) -> NDArray[np.float32]:
@@ -74,39 +101,61 @@ def test_shifts_of_clean_probes_by_hand() -> None:
     model, clean = _network(), _images()
     arrays = get_arrays(model)
     moved = {**arrays, "3.bias": arrays["3.bias"] + np.array([3, 0, 0, 1], np.float32)}
-    probes = Probes(model, clean, n_clean=5, n_triggers=3)
+    probes = Probes(model, clean)
     probes.set_global(arrays)
     shifts = probes.shifts(moved)
     np.testing.assert_allclose(shifts["probe:logits"], [2, -1, -1, 0], atol=1e-5)  # centred
     np.testing.assert_allclose(shifts["probe:activation"], 0, atol=1e-6)
-    assert shifts["stamp:contrast"].shape == ((GRID * GRID + 3) * 4,)
-    np.testing.assert_allclose(shifts["stamp:contrast"], 0, atol=1e-5)  # no different on stamps
-    np.testing.assert_allclose(shifts["stamp:logits"], [2, -1, -1, 0] * 2, atol=1e-5)
+
+
+def test_shifts_of_stamped_probes_agree_with_asking_about_one_input_at_a_time() -> None:
+    model, clean = _network(), _images()
+    arrays = get_arrays(model)
+    moved = _moved(arrays)
+    probes = Probes(model, clean)
+    probes.set_global(arrays)
+    found = probes.shifts(moved)
+
+    def chances(weights: Arrays, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        logits = logits_of(set_arrays(model, weights), x[None]).double().numpy()[0]
+        powers: NDArray[np.float64] = np.exp(logits - logits.max())
+        out: NDArray[np.float64] = powers / powers.sum()
+        return out
+
+    inputs = clean[:N_CLEAN]
+    drift = np.mean([chances(moved, x) - chances(arrays, x) for x in inputs], axis=0)
+    for name, copies in stamps(inputs, clean, np.random.default_rng(0)).items():
+        chance, evidence = np.zeros((2, len(copies), len(inputs), 4))
+        for i, copy in enumerate(copies):
+            for j, x in enumerate(copy):
+                after, before = chances(moved, x), chances(arrays, x)
+                chance[i, j] = after - before
+                floor = np.exp(FAINTEST)
+                evidence[i, j] = np.log(np.maximum(after, floor) / np.maximum(before, floor))
+        k = FINALISTS[name]
+        order = [
+            sorted(range(len(copies)), key=lambda i: -t[i, 0].max()) for t in (chance, evidence)
+        ]
+        last = sorted({*order[0][:k], *order[1][:k]})
+        mean, odds = chance[last].mean(1), evidence[last].mean(1)
+        np.testing.assert_allclose(found[f"stamp:{name}"], mean.max(0), atol=1e-5)
+        np.testing.assert_allclose(
+            found[f"stamp:{name}-contrast"], (mean - drift).max(0), atol=1e-5
+        )
+        np.testing.assert_allclose(found[f"stamp:{name}-evidence"], odds.max(0), atol=1e-4)
 
 
 def test_shifts_use_the_first_clean_inputs_only() -> None:
     model, clean = _network(), _images()
     arrays = get_arrays(model)
     moved = _moved(arrays)
-    probes = Probes(model, clean, n_clean=3)
+    probes = Probes(model, clean)
     probes.set_global(arrays)
     found = probes.shifts(moved)["probe:logits"]
-    after = logits_of(set_arrays(model, moved), clean[:3]).numpy()
-    before = logits_of(set_arrays(model, arrays), clean[:3]).numpy()
+    after = logits_of(set_arrays(model, moved), clean[:N_CLEAN]).numpy()
+    before = logits_of(set_arrays(model, arrays), clean[:N_CLEAN]).numpy()
     slow = (after - after.mean(1, keepdims=True) - before + before.mean(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(found, slow, atol=1e-5)
-
-
-def test_same_seed_same_stamps() -> None:
-    model = _network()
-    arrays = get_arrays(model)
-    found = []
-    for seed in (4, 4, 5):
-        probes = Probes(model, _images(), seed=seed)
-        probes.set_global(arrays)
-        found.append(probes.shifts(_moved(arrays))["stamp:contrast"])
-    np.testing.assert_array_equal(found[0], found[1])
-    assert np.abs(found[0] - found[2]).max() > 0
 
 
 def test_clean_inputs_are_left_untouched() -> None:
@@ -123,13 +172,28 @@ def test_text_is_stamped_with_words() -> None:
         model = SmallLSTM(20)
     tokens = np.random.default_rng(0).integers(0, 20, size=(6, 12))
     arrays = get_arrays(model)
-    probes = Probes(model, tokens, n_clean=3, n_triggers=4)
+    found = []
+    for seed in (4, 4, 5):
+        probes = Probes(model, tokens, seed=seed)
+        probes.set_global(arrays)
+        for shift in probes.shifts(arrays).values():
+            np.testing.assert_allclose(shift, 0, atol=1e-5)
+        found.append(probes.shifts(_moved(arrays)))
+    assert found[0]["stamp:word"].shape == (20,)
+    assert found[0]["probe:activation"].shape == (128,)
+    assert all(shift.any() and np.isfinite(shift).all() for shift in found[0].values())
+    np.testing.assert_array_equal(found[0]["stamp:word"], found[1]["stamp:word"])
+    assert np.abs(found[0]["stamp:word"] - found[2]["stamp:word"]).max() > 0  # the seed draws words
+
+
+def test_an_overflowing_model_raises_nothing() -> None:
+    model = _network()
+    arrays = get_arrays(model)
+    probes = Probes(model, _images())
     probes.set_global(arrays)
-    assert not any(shift.any() for shift in probes.shifts(arrays).values())
-    shifts = probes.shifts(_moved(arrays))
-    assert shifts["stamp:contrast"].shape == ((GRID * GRID + 4) * 20,)
-    assert shifts["probe:activation"].shape == (128,)
-    assert all(shift.any() and np.isfinite(shift).all() for shift in shifts.values())
+    with np.errstate(all="ignore"):
+        shifts = probes.shifts({n: np.full_like(a, 1e30) for n, a in arrays.items()})
+    assert shifts["stamp:local"].shape == (4,)
 
 
 def test_a_backdoored_update_moves_its_stamps_more_than_an_honest_one() -> None:
@@ -152,7 +216,7 @@ def test_a_backdoored_update_moves_its_stamps_more_than_an_honest_one() -> None:
         if name == "poisoned":
             reached = logits_of(model, trigger.stamp(data.test.x)).argmax(1).numpy() == 0
             assert reached.mean() > 0.9  # the attack works
-        contrast = probes.shifts(get_arrays(model))["stamp:contrast"].reshape(-1, 10)
-        sizes[name] = (np.linalg.norm(contrast), contrast[:, 0].max())
-    assert sizes["poisoned"][0] > 1.5 * sizes["honest"][0]
-    assert sizes["poisoned"][1] > 2 * sizes["honest"][1]  # towards the target
+        shifts = probes.shifts(get_arrays(model))
+        sizes[name] = (shifts["stamp:local-contrast"][0], shifts["stamp:local-evidence"][0])
+    assert sizes["poisoned"][0] > 2 * max(sizes["honest"][0], 0.05)  # towards the target
+    assert sizes["poisoned"][1] > 1.5 * sizes["honest"][1]

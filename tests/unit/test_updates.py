@@ -50,7 +50,8 @@ def _moved(model: Arrays, seed: int, scale: float = 1.0) -> dict[str, NDArray[An
 def _one(vectors: Mapping[str, Floats]) -> Sketch:
     norms = {name: float(np.linalg.norm(v)) for name, v in vectors.items()}
     ones = dict.fromkeys(vectors, 1.0)
-    return Sketch(vectors=vectors, norms=norms, peaks=ones, row_peaks=ones)
+    total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
+    return Sketch(vectors=vectors, norms=norms, peaks=ones, row_peaks=ones, total=total)
 
 
 def _round(rows: Floats) -> Standing:
@@ -85,7 +86,7 @@ def test_small_tensors_are_kept_whole() -> None:
     model = _model()
     update = _moved(model, 1)
     sketch = Sketcher(model, seed=7).sketch(model, update)
-    for name in ("conv.weight", "norm.weight", "scale", "head.bias"):
+    for name in ("conv.weight", "norm.weight", "scale"):
         delta = (update[name] - model[name]).ravel()
         np.testing.assert_array_equal(sketch.vectors[f"update:{name}"], delta)
 
@@ -94,11 +95,28 @@ def test_scalars_of_a_sketch_by_hand() -> None:
     model = {"fc.weight": np.zeros((2, 3), np.float32)}
     update = {"fc.weight": np.array([[1, -2, 0], [0, 0, 2]], np.float32)}
     sketch = Sketcher(model).sketch(model, update)
-    name = "update:fc.weight"
+    name = "head:fc.weight"
     assert sketch.norms[name] == pytest.approx(3)
     assert sketch.peaks[name] == pytest.approx(2 / np.sqrt(9 / 6))
     assert sketch.row_peaks[name] == pytest.approx(5 / 9)
-    np.testing.assert_allclose(sketch.vectors["head:fc.weight"], [5**0.5, 2], rtol=1e-6)
+    assert sketch.total == pytest.approx(3)
+
+
+def test_the_heads_bias_counts_in_the_whole_norm_and_has_no_view() -> None:
+    model = {"fc.weight": np.zeros((2, 2), np.float32), "fc.bias": np.zeros(2, np.float32)}
+    update = {
+        "fc.weight": np.full((2, 2), 1.5, np.float32),
+        "fc.bias": np.array([4, 0], np.float32),
+    }
+    sketch = Sketcher(model).sketch(model, update)
+    assert set(sketch.vectors) == {"head:fc.weight"}
+    assert sketch.norms["head:fc.weight"] == pytest.approx(3)
+    assert sketch.total == pytest.approx(5)
+
+
+def test_a_model_of_vectors_has_no_head() -> None:
+    layers = find_update_layers({"a": np.zeros(3, np.float32), "b": np.zeros(2, np.float32)})
+    assert [layer.view_name for layer in layers] == ["update:a", "update:b"]
 
 
 def test_an_update_that_changes_nothing_has_a_sketch() -> None:
@@ -142,7 +160,7 @@ def test_count_sketch_keeps_inner_products_in_expectation() -> None:
 def test_same_seed_same_projection() -> None:
     model, update = _model(), _moved(_model(), 1)
     one, same, other = (
-        Sketcher(model, s).sketch(model, update).vectors["update:head.weight"] for s in (1, 1, 2)
+        Sketcher(model, s).sketch(model, update).vectors["head:head.weight"] for s in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0.1
@@ -253,12 +271,11 @@ def test_update_views_carry_kind_depth_and_references() -> None:
     references = standing([sketcher.sketch(model, _moved(model, s)) for s in range(10, 14)])
     views = {v.name: v for v in update_views(clients, references, view_depths(sketcher.layers))}
     assert set(views) == {
-        *(f"update:{layer.name}" for layer in sketcher.layers),
+        *(f"update:{layer.name}" for layer in sketcher.layers if not layer.is_head),
         "head:head.weight",
     }
     head = views["head:head.weight"]
-    assert (head.kind, head.depth) == ("head", 1.0)
-    assert head.points.shape == (5, 3)
-    assert head.references.shape == (4, 3)
+    assert (head.kind, head.depth) == ("head", 0.75)
+    assert head.points.shape == (5, N_DIRECTIONS)
+    assert head.references.shape == (4, N_DIRECTIONS)
     assert views["update:conv.weight"].depth == 0
-    assert views["update:head.weight"].points.shape == (5, N_DIRECTIONS)
