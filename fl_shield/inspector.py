@@ -113,9 +113,7 @@ class Inspector:
                 scores=empty, p_values=empty, view_names=(), view_scores=np.zeros((0, 0))
             )
         weights, steps = self._detector.weights, self._detector.n_inner_steps
-        adapted = Adapted(
-            weights, reference_views, steps, null="updates" if self.is_settled else "first updates"
-        )
+        adapted = Adapted(weights, reference_views, steps, null=self.null)
         found = adapted.score(views)
         if reports is not None and any(report is not None for report in reports):
             found = found.raised(self._evidence(global_arrays, reports))
@@ -139,6 +137,11 @@ class Inspector:
     def is_settled(self) -> bool:
         """Whether updates of earlier rounds stand among the references."""
         return len(self._memory) > 0
+
+    @property
+    def null(self) -> str:
+        """Null distribution that the p-values of the next round are taken from."""
+        return "updates" if self.is_settled else "first updates"
 
     def remember(self, kept: Flags) -> None:
         """Take the kept updates of the round just inspected as references for later rounds."""

@@ -73,8 +73,7 @@ def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
         if federation.diverged:
             break
         points, references = inspector.views(federation.arrays, updates)
-        null = "updates" if inspector.is_settled else "first updates"
-        adapted = Adapted(weights, references, null=null)
+        adapted = Adapted(weights, references, null=inspector.null)
         scores = adapted.score(points)
         if inspector.is_settled:
             found.append(standardise(scores.log_odds, adapted.reference_log_odds))
