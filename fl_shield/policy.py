@@ -22,8 +22,16 @@ MAX_EVIDENCE = 8
 JOINT_SHARE = 0.2
 """Share of the budget that is spent on a client's rounds taken together."""
 
-MILDEST = 0.25
-"""Largest p-value of an update that the client's past can still condemn."""
+DOUBT = 0.25
+"""Largest p-value that leaves a doubt: the vote shrinks, and the client's past can condemn."""
+
+FAINTEST_VOTE = 0.01
+"""Smallest vote of an update that is kept."""
+
+TRUSTED_VOTE = 0.1
+"""Smallest vote of an update that may serve as a reference for later rounds."""
+
+_REMEMBERED = 0.05  # suspicion below it is forgotten
 
 Mode = Literal["monitor", "filter", "downweight"]
 MODES: tuple[Mode, ...] = ("monitor", "filter", "downweight")
@@ -31,12 +39,28 @@ MODES: tuple[Mode, ...] = ("monitor", "filter", "downweight")
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the policy wants done with one update, and why."""
+    """What the policy wants done with one update, and why.
+
+    Attributes
+    ----------
+    action : Action
+    weight : float
+        Of its vote, in [0, 1]: below 1 also where an update is kept in doubt.
+    reputation : float
+        Of the client, in (0, 1].
+    reason : str
+        In words; empty where there is nothing to say.
+    """
 
     action: Action
     weight: float
     reputation: float
     reason: str
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the update may serve as a reference for later rounds."""
+        return self.action is Action.KEEP and self.weight >= TRUSTED_VOTE
 
 
 def log_odds(score: Floats | float, limit: float = 8.0) -> Floats:
@@ -76,6 +100,45 @@ def joint_p_value(p_values: Sequence[float]) -> float:
     return float(np.clip((shares * np.exp(-total / means)).sum(), 0.0, 1.0))
 
 
+def vote(p_value: float, posterior: float, cut: float) -> float:
+    """Weight of the vote of an update that is kept.
+
+    A cut that is missed by a hair must not give a whole vote: one backdoored update in full
+    leaves so much of the backdoor in the model that later ones hardly differ from honest updates.
+    So the vote rises evenly with the p-value, from 0 at the cut to 1 at :data:`DOUBT`; where the
+    detector itself rather thinks the update benign, only a part of that is taken away.
+
+    Parameters
+    ----------
+    p_value : float
+        In [0, 1].
+    posterior : float
+        Log-odds that the update is malicious.
+    cut : float
+        p-value up to which suspicious updates are dropped.
+
+    Returns
+    -------
+    float
+        In [:data:`FAINTEST_VOTE`, 1].
+
+    Examples
+    --------
+    >>> [round(vote(p, 0.0, cut=0.05), 2) for p in (0.05, 0.10, 0.15, 0.25)]
+    [0.01, 0.25, 0.5, 1.0]
+    """
+    if p_value >= DOUBT:
+        return 1.0
+    sure = max(p_value - cut, 0.0) / (DOUBT - cut) if cut < DOUBT else 0.0
+    blame = min(1.0, 2 / (1 + float(np.exp(min(-posterior, 700.0)))))
+    return max(1 - (1 - sure) * blame, FAINTEST_VOTE)
+
+
+def _suspicious_vote(posterior: float) -> float:
+    """Weight of a suspicious update's vote where it is not dropped."""
+    return 1 / (1 + float(np.exp(min(2 * posterior, 700.0))))
+
+
 @dataclass(kw_only=True)
 class Policy:
     """Decides on each update of a round and remembers how suspicious each client has been.
@@ -86,7 +149,9 @@ class Policy:
     detector itself. Four fifths of the budget are spent on the update alone, one fifth on the
     client's rounds taken together (:func:`joint_p_value`), where the update itself is at least a
     little unusual: a repeated offender does not get away with one milder update, and nothing is
-    judged more mildly for what came before.
+    judged more mildly for what came before. An update that is kept has a smaller :func:`vote`
+    where it, or its client's rounds, leave a doubt; a client that was suspicious before votes in
+    full again only when all its rounds allow it.
 
     Parameters
     ----------
@@ -148,21 +213,44 @@ class Policy:
         rounds = (p_value, *self.evidence_.get(client_id, ()))[:MAX_EVIDENCE]
         joint = joint_p_value(rounds)
         alone = p_value <= (1 - JOINT_SHARE) * self.fpr_budget
-        repeated = p_value <= MILDEST and joint <= JOINT_SHARE * self.fpr_budget
+        repeated = p_value <= DOUBT and joint <= JOINT_SHARE * self.fpr_budget
         suspicious = (alone or repeated) and posterior >= 0
         self.evidence_[client_id] = rounds
         self.suspicion_[client_id] = self.memory * past + (min(posterior, 4.0) if suspicious else 0)
         reputation = self.reputation(client_id)
         if not suspicious:
-            return Decision(action=Action.KEEP, weight=1.0, reputation=reputation, reason="")
+            weight = self._vote(p_value, joint, past, posterior)
+            reason = "" if weight == 1 else _doubt(p_value, joint, weight)
+            return Decision(action=Action.KEEP, weight=weight, reputation=reputation, reason=reason)
         told, bound = ("", 1 - JOINT_SHARE) if alone else (" over its rounds", JOINT_SHARE)
         shown = p_value if alone else joint
         reason = f"p = {shown:.3g}{told} <= {bound * self.fpr_budget:.2g}, score {score:.3f}"
-        if past > 0.05:
+        if past > _REMEMBERED:
             reason += f", suspicious before (reputation was {np.exp(-past):.2f})"
         if self.mode == "downweight":
-            weight = 1 / (1 + float(np.exp(min(2 * posterior, 700.0))))
             return Decision(
-                action=Action.DOWNWEIGHT, weight=weight, reputation=reputation, reason=reason
+                action=Action.DOWNWEIGHT,
+                weight=_suspicious_vote(posterior),
+                reputation=reputation,
+                reason=reason,
             )
         return Decision(action=Action.DROP, weight=0.0, reputation=reputation, reason=reason)
+
+    def _vote(self, p_value: float, joint: float, past: float, posterior: float) -> float:
+        """Vote of an update that is kept, smaller where it or its client's rounds leave a doubt."""
+        cut = (1 - JOINT_SHARE) * self.fpr_budget
+        weight = vote(min(p_value, joint) if p_value < DOUBT else p_value, posterior, cut)
+        if past > _REMEMBERED:  # whoever was suspicious is heard in full when all rounds allow it
+            weight = min(weight, vote(joint, 0.0, cut))
+        if self.mode == "downweight":
+            weight = max(weight, _suspicious_vote(posterior))
+        return weight
+
+
+def _doubt(p_value: float, joint: float, weight: float) -> str:
+    told = (
+        f"p = {p_value:.3g}, over its rounds {joint:.3g}"
+        if joint < p_value
+        else f"p = {p_value:.3g}"
+    )
+    return f"in doubt: {told}, vote {weight:.2g}"

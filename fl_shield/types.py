@@ -153,7 +153,7 @@ class ClientVerdict:
     applied : bool
         Whether the action changed the aggregate.
     weight : float
-        Multiplier of the client's vote, in [0, 1].
+        Multiplier of the client's vote, in [0, 1]; a kept update in doubt has one below 1.
     n_examples : float, optional
         Example count after capping; None where the reply had no usable one.
     score, p_value : float, optional

@@ -96,7 +96,8 @@ class OracleMultiKrum:
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
         """Mark the row of a client that was not selected."""
         kept = any(reply.content is content for content in self._selected)
-        return replace(row, rejected=not kept, action=Action.KEEP if kept else Action.DROP)
+        action = Action.KEEP if kept else Action.DROP
+        return replace(row, rejected=not kept, action=action, vote=float(kept))
 
     def _note_selected(self, selected: list[RecordDict], weight_key: str) -> MetricRecord:
         """Remember whom MultiKrum selected; it tells nobody but its metrics function."""
@@ -145,6 +146,7 @@ class Shielded:
             row,
             rejected=verdict.action in FLAGGED,
             action=verdict.action.value,
+            vote=verdict.weight if verdict.applied else 1.0,
             score=verdict.score,
             p_value=verdict.p_value,
         )

@@ -28,6 +28,8 @@ class ClientRow:
         Whether the defence flagged the update (in monitor mode: would have dropped it).
     action : str
         What the defence did, such as ``keep`` or ``drop``.
+    vote : float
+        Part of its vote that the update kept, in [0, 1].
     score, p_value : float, optional
         The shield's suspicion; None under other defences and for malformed replies.
     """
@@ -37,6 +39,7 @@ class ClientRow:
     equals_honest: bool = False
     rejected: bool = False
     action: str = "keep"
+    vote: float = 1.0
     score: float | None = None
     p_value: float | None = None
 
@@ -108,7 +111,8 @@ def summarise(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
     """One entry of ``results.json`` without its settings.
 
     Rates are None where there was nothing to count: ``tpr`` without malicious updates,
-    ``score_auc`` without scores of both kinds.
+    ``score_auc`` without scores of both kinds. ``fpr`` counts updates that were rejected;
+    ``benign_vote`` is the mean part of their vote that benign updates kept, doubts included.
 
     Examples
     --------
@@ -144,11 +148,17 @@ def _rates(clients: Sequence[ClientRow]) -> dict[str, Any]:
     return {
         "tpr": float(np.mean(malicious)) if malicious else None,
         "fpr": float(np.mean(benign)) if benign else None,
+        "benign_vote": _mean_vote([c for c in clients if not c.malicious]),
+        "malicious_vote": _mean_vote([c for c in clients if c.malicious and not c.equals_honest]),
         "n_malicious_updates": len(malicious),
         "n_benign_updates": len(benign),
         "n_malicious_equal_to_honest": len(equal),
         "n_malicious_equal_to_honest_rejected": sum(equal),
     }
+
+
+def _mean_vote(clients: Sequence[ClientRow]) -> float | None:
+    return float(np.mean([c.vote for c in clients])) if clients else None
 
 
 def _score_auc(clients: Sequence[ClientRow]) -> float | None:
@@ -172,4 +182,5 @@ def _series(row: RoundRow) -> dict[str, Any]:
         "rejected": [c.partition for c in row.clients if c.rejected],
         "scores": [c.score for c in row.clients],
         "p_values": [c.p_value for c in row.clients],
+        "votes": [c.vote for c in row.clients],
     }

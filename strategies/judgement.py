@@ -48,6 +48,11 @@ class Judged:
         """Multiplier of the vote, in [0, 1]."""
         return self.decision.weight if self.decision.weight >= MIN_WEIGHT else 0.0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the update is kept, and votes with fewer examples than it could."""
+        return self.decision.action is Action.KEEP and self.decision.weight < 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -60,7 +65,7 @@ class Judgement:
     def trusted(self) -> Flags:
         """Which of the inspected updates may serve as references for later rounds."""
         inspected = [j for j in self.judged if j.inspected]
-        return np.array([j.decision.action is Action.KEEP for j in inspected], dtype=np.bool_)
+        return np.array([j.decision.is_trusted for j in inspected], dtype=np.bool_)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,8 @@ def votes(
     In monitor mode everything well-formed passes with its own arrays and example count. Else a
     suspicious update is left out, or moved towards the global model by its weight: the one way
     of downweighting that every inner strategy honours, also those that ignore example counts.
+    An update in doubt keeps its arrays and votes with fewer examples, so that doubts about some
+    do not shorten the step of the round.
     """
     messages = []
     for j in judgement.judged:
@@ -184,8 +191,9 @@ def votes(
         arrays = None
         if not monitor:
             claimed = metrics[limits.weighted_by_key]
-            metrics[limits.weighted_by_key] = _as_claimed(claimed, j.capped, checked.n_examples)
-            if j.weight < 1:
+            counted = _as_claimed(claimed, j.capped, checked.n_examples)
+            metrics[limits.weighted_by_key] = j.capped * j.weight if j.in_doubt else counted
+            if j.decision.action is Action.DOWNWEIGHT:
                 arrays = scaled_towards(checked.arrays, reference, j.weight)
         reply.content = rebuilt_content(reply, checked, limits, metrics=metrics, arrays=arrays)
         messages.append(reply)
@@ -226,7 +234,7 @@ def _verdict(judged: Judged, *, monitor: bool) -> ClientVerdict:
     return ClientVerdict(
         client_id=judged.client_id,
         action=decision.action,
-        applied=not monitor or decision.action is Action.KEEP,
+        applied=not monitor or judged.weight == 1,
         weight=judged.weight,
         n_examples=judged.capped,
         score=judged.score,

@@ -2,7 +2,8 @@
 
 What the shield remembers is what it kept, so its references lack the strangest of the honest
 clients, and benign log-odds stand higher beside them than beside a memory of everybody. Only
-rounds in which the shield itself decides show by how much.
+rounds in which the shield itself decides show by how much. Every kept update votes in full here and
+is remembered: what doubt takes away is the deployed shield's margin, not the null's.
 """
 
 from __future__ import annotations

@@ -22,9 +22,10 @@ N_CLIENTS = 5
 class Scripted:
     """An inspector that suspects updates whose first weight moved by more than ``limit``."""
 
-    def __init__(self, limit: float = np.inf, score: float = 0.99) -> None:
+    def __init__(self, limit: float = np.inf, score: float = 0.99, p_value: float = 0.001) -> None:
         self.limit = limit
         self.score = score
+        self.p_value = p_value
         self.remembered: list[list[bool]] = []
         self.reports: list[Sequence[ActivationReport | None] | None] = []
         self.n_examples: list[list[float]] = []
@@ -42,7 +43,7 @@ class Scripted:
         self.n_examples.append(n_examples.tolist())
         return Inspection(
             scores=np.where(bad, self.score, 0.01),
-            p_values=np.where(bad, 0.001, 0.9),
+            p_values=np.where(bad, self.p_value, 0.9),
             view_names=("update:w",),
             view_scores=np.where(bad, 4.0, -4.0)[:, None],
         )

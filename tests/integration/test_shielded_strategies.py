@@ -223,6 +223,54 @@ def test_downweighting_moves_an_update_towards_the_global_model(
     assert last.weight == pytest.approx(4 / 13)
 
 
+@pytest.mark.parametrize("mode", ["filter", "downweight"])
+def test_an_update_in_doubt_votes_with_fewer_examples(
+    mode: str, new_grid: Build, new_shield: Build, scripted: Build, initial: ArrayRecord
+) -> None:
+    # Halfway between the cut at 0.04 and the end of doubt at 0.25: half of 14 examples.
+    inspector = scripted(limit=0.45, score=0.99, p_value=0.145)
+    shield = new_shield(FedAvg(), mode=mode, inspector=inspector)
+    ours = shield.start(new_grid(), initial, num_rounds=1)
+
+    def halved(message: Message, reply: Message) -> list[Message]:
+        metrics = reply.content.metric_records["metrics"]
+        if metrics["num-examples"] == 14:
+            metrics["num-examples"] = 7.0
+        return [reply]
+
+    expected = new_shield(FedAvg()).start(new_grid(transport=halved), initial, num_rounds=1)
+    assert values(ours.arrays) == values(expected.arrays)
+    last = shield.history_[0].verdicts[-1]
+    assert (last.action, last.applied) == (Action.KEEP, True)
+    assert last.weight == pytest.approx(0.5)
+    assert last.reasons == ("in doubt: p = 0.145, vote 0.5",)
+
+
+@pytest.mark.parametrize(("p_value", "trusted"), [(0.145, True), (0.05, False)])
+def test_an_update_with_hardly_a_vote_is_no_reference(
+    p_value: float,
+    trusted: bool,
+    new_grid: Build,
+    new_shield: Build,
+    scripted: Build,
+    initial: ArrayRecord,
+) -> None:
+    inspector = scripted(limit=0.45, score=0.99, p_value=p_value)
+    new_shield(FedAvg(), inspector=inspector).start(new_grid(), initial, num_rounds=1)
+    assert inspector.remembered == [[True, True, True, True, trusted]]
+
+
+def test_monitoring_gives_an_update_in_doubt_its_whole_vote(
+    new_grid: Build, new_shield: Build, scripted: Build, initial: ArrayRecord
+) -> None:
+    inspector = scripted(limit=0.45, score=0.99, p_value=0.145)
+    shield = new_shield(FedAvg(), mode="monitor", inspector=inspector)
+    ours = shield.start(new_grid(), initial, num_rounds=1)
+    plain = new_shield(FedAvg()).start(new_grid(), initial, num_rounds=1)
+    assert values(ours.arrays) == values(plain.arrays)
+    assert not shield.history_[0].verdicts[-1].applied
+
+
 def test_a_tiny_weight_is_left_out(
     new_grid: Build, new_shield: Build, scripted: Build, initial: ArrayRecord
 ) -> None:

@@ -14,22 +14,25 @@ SCENARIO = Scenario(
 ).with_(attack_from=2, defense="shield")
 
 
-def client(partition: int, score: float | None = None, **truth: bool) -> ClientRow:
+def client(
+    partition: int, score: float | None = None, vote: float = 1.0, **truth: bool
+) -> ClientRow:
     return ClientRow(
         partition=partition,
         malicious=truth.get("malicious", False),
         equals_honest=truth.get("equals_honest", False),
         rejected=truth.get("rejected", False),
+        vote=vote,
         score=score,
     )
 
 
 def outcome() -> Outcome:
-    first = (client(0, 0.9, rejected=True), client(1, 0.1), client(2, 0.1))
+    first = (client(0, 0.9, vote=0.0, rejected=True), client(1, 0.1), client(2, 0.1))
     second = (
         client(0, 0.3),
-        client(1, 0.2, malicious=True),
-        client(3, 0.8, malicious=True, rejected=True),
+        client(1, 0.2, vote=0.4, malicious=True),
+        client(3, 0.8, vote=0.0, malicious=True, rejected=True),
     )
     third = (client(0, 0.4), client(3, 0.1, malicious=True, equals_honest=True), client(2))
     clients = {1: first, 2: second, 3: third}
@@ -64,6 +67,13 @@ def test_rejections_are_shares_of_benign_and_of_malicious_updates() -> None:
     assert entry["tpr"] == pytest.approx(1 / 2)
     assert entry["fpr"] == pytest.approx(1 / 6)
     assert (entry["n_malicious_updates"], entry["n_benign_updates"]) == (2, 6)
+
+
+def test_votes_are_averaged_apart_for_benign_and_for_malicious_updates() -> None:
+    entry = summarise(SCENARIO, outcome())
+    assert entry["benign_vote"] == pytest.approx(5 / 6)
+    assert entry["malicious_vote"] == pytest.approx(0.4 / 2)
+    assert entry["rounds"][2]["votes"] == [1.0, 0.4, 0.0]
 
 
 def test_uploads_equal_to_honest_ones_are_listed_apart() -> None:

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_shield.policy import MILDEST, MODES, Decision, Mode, Policy, joint_p_value, log_odds
+from fl_shield.policy import (
+    DOUBT,
+    FAINTEST_VOTE,
+    MODES,
+    Decision,
+    Mode,
+    Policy,
+    joint_p_value,
+    log_odds,
+    vote,
+)
 from fl_shield.types import Action
 
 LN2 = log(2)
@@ -58,8 +68,8 @@ def test_log_odds_keep_shape_order_and_limit() -> None:
 def test_both_conditions_must_hold(score: float, p_value: float, action: Action) -> None:
     decision = once(Policy(fpr_budget=0.05), score, p_value)
     assert decision.action is action
-    assert decision.weight == (0.0 if action is Action.DROP else 1.0)
-    assert bool(decision.reason) == (action is Action.DROP)
+    assert (decision.weight == 0) == (action is Action.DROP)
+    assert bool(decision.reason) == (decision.weight < 1)
 
 
 def test_the_budget_is_the_operators() -> None:
@@ -93,6 +103,70 @@ def test_the_reason_says_what_was_compared() -> None:
     assert again == "p = 0.012 <= 0.04, score 0.800, suspicious before (reputation was 0.25)"
     milder = once(policy, 0.8, 0.1).reason
     assert milder.startswith("p = 0.002 over its rounds <= 0.01, score 0.800, suspicious before")
+
+
+# Doubt -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("p_value", "score", "weight"),
+    [
+        (0.04 + 1e-9, 0.99, FAINTEST_VOTE),  # a hair above the cut at four fifths of the budget
+        (0.145, 0.5, 0.5),  # halfway between the cut and the end of doubt
+        (0.145, 0.25, 0.75),  # the detector gives half the blame of even odds
+        (0.145, 0.9, 0.5),  # no more blame than all
+        (DOUBT, 0.99, 1.0),
+        (0.9, 0.99, 1.0),
+    ],
+)
+def test_the_vote_of_a_kept_update_by_hand(p_value: float, score: float, weight: float) -> None:
+    decision = once(Policy(fpr_budget=0.05), score, p_value)
+    assert decision.action is Action.KEEP
+    assert decision.weight == pytest.approx(weight, abs=1e-6)
+
+
+def test_doubt_is_told_and_the_least_trusted_are_no_references() -> None:
+    policy = Policy(fpr_budget=0.05)
+    doubtful = once(policy, 0.8, 0.06, "a")
+    assert doubtful.reason == "in doubt: p = 0.06, vote 0.095"
+    assert not doubtful.is_trusted
+    milder = once(policy, 0.8, 0.07, "b")
+    assert milder.reason == "in doubt: p = 0.07, vote 0.14"
+    assert milder.is_trusted
+    assert not once(policy, 0.9, 0.01, "c").is_trusted
+
+
+def test_rounds_together_leave_a_doubt() -> None:
+    policy = Policy(fpr_budget=0.05)
+    for _ in range(3):
+        once(policy, 0.4, 0.08, "a")
+    again = once(policy, 0.4, 0.2, "a")
+    assert "over its rounds" in again.reason
+    assert again.weight < once(policy, 0.4, 0.2, "b").weight
+
+
+def test_whoever_was_suspicious_votes_in_full_when_all_rounds_allow_it() -> None:
+    """An attacker between two attacks, or an honest client that was wronged once."""
+    policy = Policy(fpr_budget=0.05)
+    once(policy, 0.9, 0.01)
+    votes = [once(policy, 0.1, 0.5).weight for _ in range(6)]
+    assert votes[0] == pytest.approx((joint_p_value([0.5, 0.01]) - 0.04) / 0.21)
+    assert votes == sorted(votes)
+    assert votes[-1] == 1.0
+    assert once(policy, 0.1, 0.5, "never suspicious").weight == 1.0
+
+
+def test_a_budget_beyond_doubt_leaves_none() -> None:
+    assert once(Policy(fpr_budget=0.5), 0.9, 0.41).weight == 1.0
+
+
+def test_the_vote_never_falls_with_the_p_value_and_never_rises_with_the_odds() -> None:
+    p_values, odds = np.linspace(0, 1, 60), np.linspace(-6, 6, 25)
+    votes = np.array([[vote(p, o, cut=0.04) for p in p_values] for o in odds])
+    assert (np.diff(votes, axis=1) >= 0).all()
+    assert (np.diff(votes, axis=0) <= 0).all()
+    assert votes.min() == FAINTEST_VOTE
+    assert votes.max() == 1
 
 
 # Rounds ------------------------------------------------------------------------------------------
@@ -135,7 +209,7 @@ def test_the_past_alone_drops_nobody() -> None:
     policy = Policy()
     for _ in range(20):
         once(policy, 1.0, RARE)
-    assert once(policy, 1.0, MILDEST + 0.01).action is Action.KEEP
+    assert once(policy, 1.0, DOUBT + 0.01).action is Action.KEEP
 
 
 def test_a_repeated_offender_falls_with_a_milder_update() -> None:
