@@ -248,9 +248,5 @@ class Policy:
 
 
 def _doubt(p_value: float, joint: float, weight: float) -> str:
-    told = (
-        f"p = {p_value:.3g}, over its rounds {joint:.3g}"
-        if joint < p_value
-        else f"p = {p_value:.3g}"
-    )
-    return f"in doubt: {told}, vote {weight:.2g}"
+    over = f", over its rounds {joint:.3g}" if joint < p_value else ""
+    return f"in doubt: p = {p_value:.3g}{over}, vote {weight:.2g}"

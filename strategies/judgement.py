@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message, MetricRecordValues
 
-from fl_shield.policy import Decision, Policy
+from fl_shield.policy import FAINTEST_VOTE, Decision, Policy
 from fl_shield.strategies.intake import Accepted, Refused
 from fl_shield.strategies.records import CheckedReply, ReplyLimits, rebuilt_content, scaled_towards
 from fl_shield.strategies.weights import WeightCap, agree_on_metrics, outgrown
@@ -22,7 +22,7 @@ from fl_shield.types import (
     UpdateInspector,
 )
 
-MIN_WEIGHT = 0.01
+MIN_WEIGHT = FAINTEST_VOTE
 """A vote that weighs less is left out: its update would round to the global model itself."""
 
 _WORST_P = 1e-12
@@ -191,8 +191,11 @@ def votes(
         arrays = None
         if not monitor:
             claimed = metrics[limits.weighted_by_key]
-            counted = _as_claimed(claimed, j.capped, checked.n_examples)
-            metrics[limits.weighted_by_key] = j.capped * j.weight if j.in_doubt else counted
+            metrics[limits.weighted_by_key] = (
+                j.capped * j.weight
+                if j.in_doubt
+                else _as_claimed(claimed, j.capped, checked.n_examples)
+            )
             if j.decision.action is Action.DOWNWEIGHT:
                 arrays = scaled_towards(checked.arrays, reference, j.weight)
         reply.content = rebuilt_content(reply, checked, limits, metrics=metrics, arrays=arrays)

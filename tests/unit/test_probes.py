@@ -108,12 +108,17 @@ def test_shifts_of_clean_probes_by_hand() -> None:
     np.testing.assert_allclose(shifts["probe:activation"], 0, atol=1e-6)
 
 
-def test_shifts_of_stamped_probes_agree_with_asking_about_one_input_at_a_time() -> None:
+def _asked() -> tuple[nn.Module, NDArray[np.float32], Arrays, Arrays, Probes]:
+    """Network, clean inputs, its arrays, an update, and probes that know the arrays."""
     model, clean = _network(), _images()
     arrays = get_arrays(model)
-    moved = _moved(arrays)
     probes = Probes(model, clean)
     probes.set_global(arrays)
+    return model, clean, arrays, _moved(arrays), probes
+
+
+def test_shifts_of_stamped_probes_agree_with_asking_about_one_input_at_a_time() -> None:
+    model, clean, arrays, moved, probes = _asked()
     found = probes.shifts(moved)
 
     def chances(weights: Arrays, x: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -146,11 +151,7 @@ def test_shifts_of_stamped_probes_agree_with_asking_about_one_input_at_a_time() 
 
 
 def test_shifts_use_the_first_clean_inputs_only() -> None:
-    model, clean = _network(), _images()
-    arrays = get_arrays(model)
-    moved = _moved(arrays)
-    probes = Probes(model, clean)
-    probes.set_global(arrays)
+    model, clean, arrays, moved, probes = _asked()
     found = probes.shifts(moved)["probe:logits"]
     after = logits_of(set_arrays(model, moved), clean[:N_CLEAN]).numpy()
     before = logits_of(set_arrays(model, arrays), clean[:N_CLEAN]).numpy()
