@@ -92,6 +92,8 @@ def joint_p_value(p_values: Sequence[float]) -> float:
     (0.05, 0.0016)
     """
     p = np.clip(np.asarray(p_values[:MAX_EVIDENCE], dtype=np.float64), 1e-12, 1.0)
+    if len(p) == 1:
+        return float(p[0])  # exactly: a rounding error must not look like a suspicious past
     means = EVIDENCE_MEMORY ** np.arange(len(p))
     total = float(-(means * np.log(p)).sum())
     others = means[:, None] - means[None]
