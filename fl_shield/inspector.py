@@ -18,10 +18,11 @@ import numpy as np
 from torch import nn
 
 from fl_shield.activations import activations_of, find_layers
-from fl_shield.detector import Adapted, MetaShield
+from fl_shield.detector import Adapted, MetaShield, Scores
 from fl_shield.probes import Probes
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.rng import keyed
+from fl_shield.suspects import Suspects, kinship_evidence
 from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
 from fl_shield.types import (
     ActivationReport,
@@ -45,7 +46,11 @@ from fl_shield.updates import (
 from fl_shield.witness import witness_evidence
 
 N_REFERENCES = 24
-"""References that the inspector tries to have before it stops simulating benign updates."""
+"""References that the inspector tries to have.
+
+As long as fewer updates are remembered, the core of the round itself and simulated benign updates
+stand among them; after that, nothing in a round can vouch for the round.
+"""
 
 N_MEMORY = 48
 """Accepted updates of earlier rounds that are kept as references."""
@@ -95,7 +100,9 @@ class Inspector:
         self._sketcher: Sketcher | None = None
         self._names: tuple[str, ...] = ()
         self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
+        self.suspects = Suspects()
         self._round: Standing | None = None
+        self._kinship: Floats = np.zeros(0)
         self._simulation: tuple[Arrays, Standing] | None = None
 
     def inspect(
@@ -104,9 +111,10 @@ class Inspector:
         updates: Iterable[Arrays],
         n_examples: Floats,
         reports: Sequence[ActivationReport | None] | None = None,
+        clients: Sequence[str] = (),
     ) -> Inspection:
         """Read each update once, in order, and score them together."""
-        views, reference_views = self.views(global_arrays, updates)
+        views, reference_views = self.views(global_arrays, updates, clients)
         if not len(views):
             empty = np.zeros(0)
             return Inspection(
@@ -114,7 +122,7 @@ class Inspector:
             )
         weights, steps = self._detector.weights, self._detector.n_inner_steps
         adapted = Adapted(weights, reference_views, steps, null=self.null)
-        found = adapted.score(views)
+        found = self.scores(adapted, views)
         if reports is not None and any(report is not None for report in reports):
             found = found.raised(self._evidence(global_arrays, reports))
             self._names = (*self._names, "report")
@@ -124,6 +132,10 @@ class Inspector:
             view_names=self._names,
             view_scores=found.contributions,
         )
+
+    def scores(self, adapted: Adapted, views: Floats) -> Scores:
+        """Scores of the round profiled last, (n, V, 128), raised by the likeness to suspects."""
+        return adapted.score(views).raised(self._kinship)
 
     def _evidence(
         self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]
@@ -143,31 +155,57 @@ class Inspector:
         """Null distribution that the p-values of the next round are taken from."""
         return "updates" if self.is_settled else "first updates"
 
-    def remember(self, kept: Flags) -> None:
-        """Take the kept updates of the round just inspected as references for later rounds."""
+    def remember(self, trusted: Flags, doubts: Floats | None = None) -> None:
+        """Learn from the round just inspected, once.
+
+        Parameters
+        ----------
+        trusted : (n,) bool array
+            Updates that become references for later rounds.
+        doubts : (n,) float array, optional
+            In [0, 1]; later updates of other clients are compared with those in doubt.
+        """
         if self._round is None:
             return
-        for index in np.flatnonzero(kept):
+        for index in np.flatnonzero(trusted):
             self._memory.append(self._round.take(np.array([index])))
+        if doubts is not None:
+            self.suspects.add(self._round.owners, self._round.points, doubts.tolist())
         self._round = None
 
-    def views(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> tuple[Floats, Floats]:
+    def views(
+        self, global_arrays: Arrays, updates: Iterable[Arrays], clients: Sequence[str] = ()
+    ) -> tuple[Floats, Floats]:
         """Profiles of a round's updates (n, V, 128) and of its references (m, V, 128)."""
-        sketches = self._sketches(global_arrays, updates)
+        return self.profiles(global_arrays, self.sketches(global_arrays, updates), clients)
+
+    def profiles(
+        self, global_arrays: Arrays, sketches: Sequence[Sketch], clients: Sequence[str] = ()
+    ) -> tuple[Floats, Floats]:
+        """Profiles, as :meth:`views` gives them, of updates that are sketched already."""
         if not sketches:
             return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
-        clients = standing(sketches)
-        self._round = clients
-        core = core_of(clients)
-        groups = [clients.take(core), *self._memory]
+        group = standing(sketches, clients)
+        self._round = group
+        core = core_of(group) if len(self._memory) < N_REFERENCES else np.zeros(0, np.intp)
+        groups = [group.take(core), *self._memory]
         missing = N_REFERENCES - len(core) - len(self._memory)
         if missing > 0:
             groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
-        found = update_views(clients, joined(groups), self._depths)
-        self._names = tuple(view.name for view in found)
+        references = joined(groups)
+        self._kinship = self._kinship_evidence(group, references)
+        found = update_views(group, references, self._depths)
+        self._names = (*(view.name for view in found), "suspects")
         return self._profiles(found, core)
 
-    def _sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
+    def _kinship_evidence(self, group: Standing, references: Standing) -> Floats:
+        return kinship_evidence(
+            self.suspects.likeness(group.points, group.owners),
+            self.suspects.likeness(references.points, references.owners),
+        )
+
+    def sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
+        """Read each update once, in order: what it does to every tensor and to every probe."""
         if self._sketcher is None:
             self._sketcher = Sketcher(global_arrays, self._seed)
             self._depths = view_depths(self._sketcher.layers)

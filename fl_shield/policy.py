@@ -62,6 +62,11 @@ class Decision:
         """Whether the update may serve as a reference for later rounds."""
         return self.action is Action.KEEP and self.weight >= TRUSTED_VOTE
 
+    @property
+    def doubt(self) -> float:
+        """How much the update is a suspect for later rounds, in [0, 1]: the vote it lost."""
+        return 1 - self.weight if self.action is Action.KEEP else 1.0
+
 
 def log_odds(score: Floats | float, limit: float = 8.0) -> Floats:
     """Natural log-odds of scores in [0, 1], clipped to ``[-limit, limit]``."""

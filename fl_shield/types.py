@@ -254,12 +254,19 @@ class UpdateInspector(Protocol):
         updates: Iterable[Arrays],
         n_examples: Floats,
         reports: Sequence[ActivationReport | None] | None = None,
+        clients: Sequence[str] = (),
     ) -> Inspection:
-        """Read each update once, in order (a generator is welcome), and score them together."""
+        """Read each update once, in order (a generator is welcome), and score them together.
+
+        ``clients`` names who sent each, so that nobody is compared with their own past.
+        """
         ...
 
-    def remember(self, kept: Flags) -> None:
-        """Take the kept updates of the round just inspected as references for later rounds."""
+    def remember(self, trusted: Flags, doubts: Floats | None = None) -> None:
+        """Learn from the round just inspected: references for later rounds, and suspects.
+
+        ``doubts`` are in [0, 1]: how much of a suspect each update is, to compare later ones with.
+        """
         ...
 
 

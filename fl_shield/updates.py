@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fl_shield.profile import STATISTICS
 from fl_shield.rng import keyed
-from fl_shield.types import Arrays, Flags, Floats, View
+from fl_shield.types import Arrays, Floats, View
 
 N_DIRECTIONS = 64
 """Numbers kept of each tensor's delta."""
@@ -201,23 +201,34 @@ class Standing:
     statistics : mapping of view name to (n, 16) float array
     distances : (n,) float array
         Mean log-distance to the group's centre over the views; orders the core.
+    owners : tuple of str
+        Who sent each update; empty where nobody did.
     """
 
     points: Mapping[str, Floats]
     statistics: Mapping[str, Floats]
     distances: Floats
+    owners: tuple[str, ...]
 
-    def take(self, index: Flags | NDArray[np.intp]) -> Standing:
+    def take(self, index: NDArray[np.intp]) -> Standing:
         """Return the members at ``index``."""
         return Standing(
             points={name: p[index] for name, p in self.points.items()},
             statistics={name: s[index] for name, s in self.statistics.items()},
             distances=self.distances[index],
+            owners=tuple(self.owners[i] for i in index),
         )
 
 
-def standing(sketches: Sequence[Sketch]) -> Standing:
-    """Relate a group of updates (a round, or simulated ones) to the group's own medians."""
+def standing(sketches: Sequence[Sketch], owners: Sequence[str] = ()) -> Standing:
+    """Relate a group of updates (a round, or simulated ones) to the group's own medians.
+
+    Parameters
+    ----------
+    sketches : sequence of Sketch
+    owners : sequence of str
+        Who sent each; nobody, where left out.
+    """
     names = list(sketches[0].vectors)
     norms = {name: np.array([s.norms[name] for s in sketches]) for name in names}
     total = np.array([s.total for s in sketches]) + 1e-12
@@ -232,7 +243,12 @@ def standing(sketches: Sequence[Sketch]) -> Standing:
             raw, centre, scale, _scalars(sketches, name, norms[name], total)
         )
         distances.append(np.log(away / scale + 1e-6))
-    return Standing(points=points, statistics=statistics, distances=np.mean(distances, axis=0))
+    return Standing(
+        points=points,
+        statistics=statistics,
+        distances=np.mean(distances, axis=0),
+        owners=tuple(owners) or ("",) * len(sketches),
+    )
 
 
 def _scalars(
@@ -283,6 +299,7 @@ def joined(groups: Sequence[Standing]) -> Standing:
         points={n: np.concatenate([g.points[n] for g in groups]) for n in names},
         statistics={n: np.concatenate([g.statistics[n] for g in groups]) for n in names},
         distances=np.concatenate([g.distances for g in groups]),
+        owners=tuple(owner for g in groups for owner in g.owners),
     )
 
 

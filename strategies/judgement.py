@@ -64,8 +64,16 @@ class Judgement:
     @property
     def trusted(self) -> Flags:
         """Which of the inspected updates may serve as references for later rounds."""
-        inspected = [j for j in self.judged if j.inspected]
-        return np.array([j.decision.is_trusted for j in inspected], dtype=np.bool_)
+        return np.array([d.is_trusted for d in self._inspected], dtype=np.bool_)
+
+    @property
+    def doubts(self) -> Floats:
+        """How much each inspected update is a suspect for later rounds, in [0, 1]."""
+        return np.array([d.doubt for d in self._inspected], dtype=np.float64)
+
+    @property
+    def _inspected(self) -> list[Decision]:
+        return [j.decision for j in self.judged if j.inspected]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +116,7 @@ class Judge:
         ids = [self.client_id(a.node_id) for a in accepted]
         capped = self.caps.apply(ids, [r.n_examples for r in replies])
         too_far = outgrown([r.norms for r in replies], reference, self.limits.max_growth)
-        found = self._inspect(replies, capped, too_far, reference)
+        found = self._inspect(replies, ids, capped, too_far, reference)
         decisions = self.policy.decide(ids, found.scores.tolist(), found.p_values.tolist())
         agreed = agree_on_metrics([r.metrics for r in replies], self.limits.weighted_by_key)
         judged = tuple(
@@ -131,6 +139,7 @@ class Judge:
     def _inspect(
         self,
         replies: Sequence[CheckedReply],
+        ids: Sequence[str],
         capped: Sequence[float],
         too_far: Sequence[tuple[str, ...]],
         reference: Arrays,
@@ -143,6 +152,7 @@ class Judge:
             (replies[i].arrays for i in sane),
             np.array([capped[i] for i in sane], dtype=np.float64),
             reports if any(r is not None for r in reports) else None,
+            [ids[i] for i in sane],
         )
         scores, p_values = np.ones(len(replies)), np.full(len(replies), _WORST_P)
         scores[sane], p_values[sane] = _readable(inspection, len(sane))

@@ -360,7 +360,7 @@ class ShieldedStrategy(Strategy):
 
     def _learn(self, judgement: Judgement, *, accepted: bool) -> None:
         if judgement.judged:
-            self._judge.inspector.remember(judgement.trusted & accepted)
+            self._judge.inspector.remember(judgement.trusted & accepted, judgement.doubts)
 
     def _record(
         self, server_round: int, verdicts: tuple[ClientVerdict, ...], notes: tuple[str, ...]

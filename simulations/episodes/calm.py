@@ -73,15 +73,16 @@ def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
         updates = federation.honest_updates(clients, server_round)
         if federation.diverged:
             break
-        points, references = inspector.views(federation.arrays, updates)
+        names = [str(client) for client in clients]
+        points, references = inspector.views(federation.arrays, updates, names)
         adapted = Adapted(weights, references, null=inspector.null)
-        scores = adapted.score(points)
+        scores = inspector.scores(adapted, points)
         if inspector.is_settled:
             found.append(standardise(scores.log_odds, adapted.reference_log_odds))
         p_values = adapted.p_values(scores.log_odds, "tasks")
-        decided = policy.decide([str(c) for c in clients], list(scores.scores), list(p_values))
+        decided = policy.decide(names, list(scores.scores), list(p_values))
         kept = np.array([d.action is Action.KEEP for d in decided])
-        inspector.remember(kept)
+        inspector.remember(kept, np.array([d.doubt for d in decided]))
         if kept.any():
             federation.aggregate([updates[i] for i in np.flatnonzero(kept)], clients[kept])
     return np.concatenate(found)

@@ -24,7 +24,7 @@ CORE_ROWS = (
     ("fl_shield", "types", "errors", "pretrained"),
     ("rng", "geometry"),
     ("leave_one_out",),
-    ("profile", "training", "metrics"),
+    ("profile", "training", "metrics", "suspects"),
     ("pca", "calibration", "activations", "updates", "triggers"),
     ("representation",),
     ("meta", "attacks", "detectors", "aggregators", "probes"),

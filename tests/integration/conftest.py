@@ -36,6 +36,7 @@ class Scripted:
         updates: Iterable[Arrays],
         n_examples: Floats,
         reports: Sequence[ActivationReport | None] | None = None,
+        clients: Sequence[str] = (),
     ) -> Inspection:
         moves = [float(abs(u["w"][0] - global_arrays["w"][0])) for u in updates]
         bad = np.array(moves) > self.limit
@@ -48,8 +49,8 @@ class Scripted:
             view_scores=np.where(bad, 4.0, -4.0)[:, None],
         )
 
-    def remember(self, kept: Flags) -> None:
-        self.remembered.append(kept.tolist())
+    def remember(self, trusted: Flags, doubts: Floats | None = None) -> None:
+        self.remembered.append(trusted.tolist())
 
 
 def initial_arrays() -> dict[str, NDArray[Any]]:

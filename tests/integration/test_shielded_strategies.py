@@ -30,7 +30,7 @@ from fl_shield.simulations.in_process import InProcessGrid, node_configs
 from fl_shield.strategies import ReplyLimits, ShieldedStrategy, from_record, to_record
 from fl_shield.strategies.reports import REPORT_KEY, write_report
 from fl_shield.training import get_arrays
-from fl_shield.types import Action, Flags, Inspection, RoundRecord, Samples
+from fl_shield.types import Action, Flags, Floats, Inspection, RoundRecord, Samples
 
 pytestmark = pytest.mark.usefixtures("ordered_sampling")
 
@@ -526,7 +526,7 @@ def test_an_inspector_that_miscounts_is_found_out(
             one = np.ones(1)
             return Inspection(scores=one, p_values=one, view_names=(), view_scores=one[:, None])
 
-        def remember(self, kept: Flags) -> None:
+        def remember(self, trusted: Flags, doubts: Floats | None = None) -> None:
             raise AssertionError("nothing to remember")
 
     shield = new_shield(FedAvg(), inspector=Miscounting())

@@ -400,3 +400,15 @@ def test_impossible_memories_are_refused(memory: float) -> None:
 def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="monitor, filter, downweight, got 'block'"):
         Policy(mode="block")  # type: ignore[arg-type]
+
+
+def test_doubt_is_the_vote_that_was_lost() -> None:
+    policy = Policy(fpr_budget=0.05)
+    clients, scores, p_values = ["a", "b", "c"], [0.1, 0.6, 0.99], [0.9, 0.1, 0.001]
+    sure, torn, dropped = policy.decide(clients, scores, p_values)
+    assert sure.doubt == 0
+    assert torn.doubt == pytest.approx(1 - torn.weight)
+    assert 0 < torn.doubt < 1
+    assert dropped.doubt == 1
+    (moved,) = Policy(mode="downweight").decide(["c"], [0.99], [0.001])
+    assert moved.doubt == 1  # whatever its weight
