@@ -46,11 +46,7 @@ from fl_shield.updates import (
 from fl_shield.witness import witness_evidence
 
 N_REFERENCES = 24
-"""References that the inspector tries to have.
-
-As long as fewer updates are remembered, the core of the round itself and simulated benign updates
-stand among them; after that, nothing in a round can vouch for the round.
-"""
+"""References that the inspector tries to have before it stops simulating benign updates."""
 
 N_MEMORY = 48
 """Accepted updates of earlier rounds that are kept as references."""
@@ -77,6 +73,10 @@ class Inspector:
         Draws projections and probes; keep it secret from clients.
     probes : bool
         Whether to run each client's model on clean and stamped probes.
+    suspects : bool
+        Whether likeness to the doubted updates of other clients adds suspicion, see
+        :mod:`fl_shield.suspects`. The shipped null distributions were made without it, so more
+        benign updates than the budget says are then dropped.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Inspector:
         *,
         seed: int = 0,
         probes: bool = True,
+        suspects: bool = False,
     ) -> None:
         if len(clean) < MIN_REFERENCES:
             raise ValueError(
@@ -100,7 +101,7 @@ class Inspector:
         self._sketcher: Sketcher | None = None
         self._names: tuple[str, ...] = ()
         self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
-        self.suspects = Suspects()
+        self.suspects = Suspects() if suspects else None
         self._round: Standing | None = None
         self._kinship: Floats = np.zeros(0)
         self._simulation: tuple[Arrays, Standing] | None = None
@@ -134,8 +135,9 @@ class Inspector:
         )
 
     def scores(self, adapted: Adapted, views: Floats) -> Scores:
-        """Scores of the round profiled last, (n, V, 128), raised by the likeness to suspects."""
-        return adapted.score(views).raised(self._kinship)
+        """Scores of the round profiled last, (n, V, 128), raised by any likeness to suspects."""
+        found = adapted.score(views)
+        return found if self.suspects is None else found.raised(self._kinship)
 
     def _evidence(
         self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]
@@ -169,7 +171,7 @@ class Inspector:
             return
         for index in np.flatnonzero(trusted):
             self._memory.append(self._round.take(np.array([index])))
-        if doubts is not None:
+        if doubts is not None and self.suspects is not None:
             self.suspects.add(self._round.owners, self._round.points, doubts.tolist())
         self._round = None
 
@@ -187,22 +189,18 @@ class Inspector:
             return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
         group = standing(sketches, clients)
         self._round = group
-        core = core_of(group) if len(self._memory) < N_REFERENCES else np.zeros(0, np.intp)
+        core = core_of(group)
         groups = [group.take(core), *self._memory]
         missing = N_REFERENCES - len(core) - len(self._memory)
         if missing > 0:
             groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
         references = joined(groups)
-        self._kinship = self._kinship_evidence(group, references)
         found = update_views(group, references, self._depths)
-        self._names = (*(view.name for view in found), "suspects")
+        self._names = tuple(view.name for view in found)
+        if self.suspects is not None:
+            self._names = (*self._names, "suspects")
+            self._kinship = _kinship(self.suspects, group, references)
         return self._profiles(found, core)
-
-    def _kinship_evidence(self, group: Standing, references: Standing) -> Floats:
-        return kinship_evidence(
-            self.suspects.likeness(group.points, group.owners),
-            self.suspects.likeness(references.points, references.owners),
-        )
 
     def sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
         """Read each update once, in order: what it does to every tensor and to every probe."""
@@ -259,3 +257,10 @@ class Inspector:
             points.append(own)
             references.append(both.references)
         return np.stack(points, axis=1), np.stack(references, axis=1)
+
+
+def _kinship(suspects: Suspects, group: Standing, references: Standing) -> Floats:
+    return kinship_evidence(
+        suspects.likeness(group.points, group.owners),
+        suspects.likeness(references.points, references.owners),
+    )

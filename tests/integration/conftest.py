@@ -27,6 +27,8 @@ class Scripted:
         self.score = score
         self.p_value = p_value
         self.remembered: list[list[bool]] = []
+        self.doubts: list[list[float]] = []
+        self.clients: list[list[str]] = []
         self.reports: list[Sequence[ActivationReport | None] | None] = []
         self.n_examples: list[list[float]] = []
 
@@ -41,6 +43,7 @@ class Scripted:
         moves = [float(abs(u["w"][0] - global_arrays["w"][0])) for u in updates]
         bad = np.array(moves) > self.limit
         self.reports.append(reports)
+        self.clients.append(list(clients))
         self.n_examples.append(n_examples.tolist())
         return Inspection(
             scores=np.where(bad, self.score, 0.01),
@@ -51,6 +54,7 @@ class Scripted:
 
     def remember(self, trusted: Flags, doubts: Floats | None = None) -> None:
         self.remembered.append(trusted.tolist())
+        self.doubts.append([] if doubts is None else doubts.tolist())
 
 
 def initial_arrays() -> dict[str, NDArray[Any]]:

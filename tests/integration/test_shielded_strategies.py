@@ -260,6 +260,22 @@ def test_an_update_with_hardly_a_vote_is_no_reference(
     assert inspector.remembered == [[True, True, True, True, trusted]]
 
 
+@pytest.mark.parametrize(("p_value", "doubt"), [(0.9, 0.0), (0.145, 0.5), (0.001, 1.0)])
+def test_the_inspector_learns_who_was_doubted(
+    p_value: float,
+    doubt: float,
+    new_grid: Build,
+    new_shield: Build,
+    scripted: Build,
+    initial: ArrayRecord,
+) -> None:
+    inspector = scripted(limit=0.45, score=0.99, p_value=p_value)
+    shield = new_shield(FedAvg(), inspector=inspector)
+    shield.start(new_grid(), initial, num_rounds=1)
+    assert inspector.doubts[0] == pytest.approx([0.0, 0.0, 0.0, 0.0, doubt])
+    assert inspector.clients == [[v.client_id for v in shield.history_[0].verdicts]]
+
+
 def test_monitoring_gives_an_update_in_doubt_its_whole_vote(
     new_grid: Build, new_shield: Build, scripted: Build, initial: ArrayRecord
 ) -> None:
