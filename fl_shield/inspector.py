@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from fl_shield.activations import activations_of, find_layers
-from fl_shield.detector import Adapted, MetaShield, Scores
+from fl_shield.detector import Adapted, MetaShield
 from fl_shield.probes import Probes
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.rng import keyed
@@ -75,8 +75,8 @@ class Inspector:
         Whether to run each client's model on clean and stamped probes.
     suspects : bool
         Whether likeness to the doubted updates of other clients adds suspicion, see
-        :mod:`fl_shield.suspects`. The shipped null distributions were made without it, so more
-        benign updates than the budget says are then dropped.
+        :mod:`fl_shield.suspects`. The shipped null distributions were made without it, so the
+        budget does not hold then.
     """
 
     def __init__(
@@ -123,7 +123,9 @@ class Inspector:
             )
         weights, steps = self._detector.weights, self._detector.n_inner_steps
         adapted = Adapted(weights, reference_views, steps, null=self.null)
-        found = self.scores(adapted, views)
+        found = adapted.score(views)
+        if self.suspects is not None:
+            found = found.raised(self._kinship)
         if reports is not None and any(report is not None for report in reports):
             found = found.raised(self._evidence(global_arrays, reports))
             self._names = (*self._names, "report")
@@ -133,11 +135,6 @@ class Inspector:
             view_names=self._names,
             view_scores=found.contributions,
         )
-
-    def scores(self, adapted: Adapted, views: Floats) -> Scores:
-        """Scores of the round profiled last, (n, V, 128), raised by any likeness to suspects."""
-        found = adapted.score(views)
-        return found if self.suspects is None else found.raised(self._kinship)
 
     def _evidence(
         self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]
@@ -179,12 +176,7 @@ class Inspector:
         self, global_arrays: Arrays, updates: Iterable[Arrays], clients: Sequence[str] = ()
     ) -> tuple[Floats, Floats]:
         """Profiles of a round's updates (n, V, 128) and of its references (m, V, 128)."""
-        return self.profiles(global_arrays, self.sketches(global_arrays, updates), clients)
-
-    def profiles(
-        self, global_arrays: Arrays, sketches: Sequence[Sketch], clients: Sequence[str] = ()
-    ) -> tuple[Floats, Floats]:
-        """Profiles, as :meth:`views` gives them, of updates that are sketched already."""
+        sketches = self._sketches(global_arrays, updates)
         if not sketches:
             return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
         group = standing(sketches, clients)
@@ -202,8 +194,7 @@ class Inspector:
             self._kinship = _kinship(self.suspects, group, references)
         return self._profiles(found, core)
 
-    def sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
-        """Read each update once, in order: what it does to every tensor and to every probe."""
+    def _sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
         if self._sketcher is None:
             self._sketcher = Sketcher(global_arrays, self._seed)
             self._depths = view_depths(self._sketcher.layers)

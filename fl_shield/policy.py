@@ -64,7 +64,7 @@ class Decision:
 
     @property
     def doubt(self) -> float:
-        """How much the update is a suspect for later rounds, in [0, 1]: the vote it lost."""
+        """How much of a suspect the update is for later rounds, in [0, 1]: the vote it lost."""
         return 1 - self.weight if self.action is Action.KEEP else 1.0
 
 

@@ -68,7 +68,7 @@ class Judgement:
 
     @property
     def doubts(self) -> Floats:
-        """How much each inspected update is a suspect for later rounds, in [0, 1]."""
+        """How much of a suspect each inspected update is for later rounds, in [0, 1]."""
         return np.array([d.doubt for d in self._inspected], dtype=np.float64)
 
     @property

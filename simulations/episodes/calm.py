@@ -73,16 +73,15 @@ def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
         updates = federation.honest_updates(clients, server_round)
         if federation.diverged:
             break
-        names = [str(client) for client in clients]
-        points, references = inspector.views(federation.arrays, updates, names)
+        points, references = inspector.views(federation.arrays, updates)
         adapted = Adapted(weights, references, null=inspector.null)
-        scores = inspector.scores(adapted, points)
+        scores = adapted.score(points)
         if inspector.is_settled:
             found.append(standardise(scores.log_odds, adapted.reference_log_odds))
         p_values = adapted.p_values(scores.log_odds, "tasks")
-        decided = policy.decide(names, list(scores.scores), list(p_values))
+        decided = policy.decide([str(c) for c in clients], list(scores.scores), list(p_values))
         kept = np.array([d.action is Action.KEEP for d in decided])
-        inspector.remember(kept, np.array([d.doubt for d in decided]))
+        inspector.remember(kept)
         if kept.any():
             federation.aggregate([updates[i] for i in np.flatnonzero(kept)], clients[kept])
     return np.concatenate(found)

@@ -246,23 +246,13 @@ def test_an_update_in_doubt_votes_with_fewer_examples(
     assert last.reasons == ("in doubt: p = 0.145, vote 0.5",)
 
 
-@pytest.mark.parametrize(("p_value", "trusted"), [(0.145, True), (0.05, False)])
-def test_an_update_with_hardly_a_vote_is_no_reference(
+@pytest.mark.parametrize(
+    ("p_value", "trusted", "doubt"),
+    [(0.9, True, 0.0), (0.145, True, 0.5), (0.05, False, 1 - 0.01 / 0.21), (0.001, False, 1.0)],
+)
+def test_the_inspector_learns_whom_to_trust_and_whom_to_doubt(
     p_value: float,
     trusted: bool,
-    new_grid: Build,
-    new_shield: Build,
-    scripted: Build,
-    initial: ArrayRecord,
-) -> None:
-    inspector = scripted(limit=0.45, score=0.99, p_value=p_value)
-    new_shield(FedAvg(), inspector=inspector).start(new_grid(), initial, num_rounds=1)
-    assert inspector.remembered == [[True, True, True, True, trusted]]
-
-
-@pytest.mark.parametrize(("p_value", "doubt"), [(0.9, 0.0), (0.145, 0.5), (0.001, 1.0)])
-def test_the_inspector_learns_who_was_doubted(
-    p_value: float,
     doubt: float,
     new_grid: Build,
     new_shield: Build,
@@ -272,6 +262,7 @@ def test_the_inspector_learns_who_was_doubted(
     inspector = scripted(limit=0.45, score=0.99, p_value=p_value)
     shield = new_shield(FedAvg(), inspector=inspector)
     shield.start(new_grid(), initial, num_rounds=1)
+    assert inspector.remembered == [[True, True, True, True, trusted]]
     assert inspector.doubts[0] == pytest.approx([0.0, 0.0, 0.0, 0.0, doubt])
     assert inspector.clients == [[v.client_id for v in shield.history_[0].verdicts]]
 
