@@ -3,23 +3,25 @@
 Follow one update: :class:`~fl_shield.updates.Sketcher` reads it once and
 :class:`~fl_shield.probes.Probes` runs it once; :func:`~fl_shield.updates.standing` relates the
 round's sketches to the round's medians; :func:`~fl_shield.updates.update_views` puts them beside
-the references; :func:`~fl_shield.profile.profile` describes them by comparable numbers; and the
-adapted detector scores them.
+the references; :func:`~fl_shield.profile.profile` describes them by comparable numbers; the
+adapted detector scores them; and evidence that needs no references, such as a stamp that flips
+most clean inputs (:func:`~fl_shield.probes.flip_evidence`), raises the scores.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from fl_shield.activations import activations_of, find_layers
+from fl_shield.calibration import standardise
 from fl_shield.detector import Adapted, MetaShield
-from fl_shield.probes import Probes
+from fl_shield.probes import Probes, flip_evidence
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.rng import keyed
 from fl_shield.suspects import Suspects, kinship_evidence
@@ -56,6 +58,16 @@ _LARGEST_SHIFT = 1e6  # a model that overflows on the probes stands out; it must
 
 REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
 """How the server trains on its own examples to simulate benign updates; only directions matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A round before it is scored: profiles by view, and evidence that only adds suspicion."""
+
+    points: Floats
+    references: Floats
+    names: tuple[str, ...]
+    evidence: Mapping[str, Floats]
 
 
 class Inspector:
@@ -99,11 +111,9 @@ class Inspector:
         self._seed = seed
         self._probes = Probes(model, clean.x, seed=seed) if probes else None
         self._sketcher: Sketcher | None = None
-        self._names: tuple[str, ...] = ()
         self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
         self.suspects = Suspects() if suspects else None
         self._round: Standing | None = None
-        self._kinship: Floats = np.zeros(0)
         self._simulation: tuple[Arrays, Standing] | None = None
 
     def inspect(
@@ -115,28 +125,29 @@ class Inspector:
         clients: Sequence[str] = (),
     ) -> Inspection:
         """Read each update once, in order, and score them together."""
-        views, reference_views = self.views(global_arrays, updates, clients)
-        if not len(views):
+        read = self._read(global_arrays, updates, clients)
+        if read is None:
             empty = np.zeros(0)
             return Inspection(
                 scores=empty, p_values=empty, view_names=(), view_scores=np.zeros((0, 0))
             )
         weights, steps = self._detector.weights, self._detector.n_inner_steps
-        adapted = Adapted(weights, reference_views, steps, null=self.null)
-        found = adapted.score(views)
-        if self.suspects is not None:
-            found = found.raised(self._kinship)
+        adapted = Adapted(weights, read.references, steps, null=self.null)
+        evidence = dict(read.evidence)
         if reports is not None and any(report is not None for report in reports):
-            found = found.raised(self._evidence(global_arrays, reports))
-            self._names = (*self._names, "report")
+            evidence["report"] = self._reported(global_arrays, reports)
+        found = adapted.score(read.points)
+        for added in evidence.values():
+            found = found.raised(added)
         return Inspection(
             scores=found.scores,
             p_values=adapted.p_values(found.log_odds, "tasks"),
-            view_names=self._names,
+            view_names=(*read.names, *evidence),
             view_scores=found.contributions,
+            standard_scores=standardise(found.log_odds, adapted.reference_log_odds),
         )
 
-    def _evidence(
+    def _reported(
         self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]
     ) -> Floats:
         set_arrays(self._model, global_arrays)
@@ -176,9 +187,18 @@ class Inspector:
         self, global_arrays: Arrays, updates: Iterable[Arrays], clients: Sequence[str] = ()
     ) -> tuple[Floats, Floats]:
         """Profiles of a round's updates (n, V, 128) and of its references (m, V, 128)."""
+        read = self._read(global_arrays, updates, clients)
+        if read is None:
+            return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
+        return read.points, read.references
+
+    def _read(
+        self, global_arrays: Arrays, updates: Iterable[Arrays], clients: Sequence[str]
+    ) -> _Reading | None:
+        """Read a round's updates, None where there are none, and keep them to learn from."""
         sketches = self._sketches(global_arrays, updates)
         if not sketches:
-            return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))
+            return None
         group = standing(sketches, clients)
         self._round = group
         core = core_of(group)
@@ -188,11 +208,18 @@ class Inspector:
             groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
         references = joined(groups)
         found = update_views(group, references, self._depths)
-        self._names = tuple(view.name for view in found)
+        points, reference_profiles = self._profiles(found, core)
+        evidence: dict[str, Floats] = {}
+        if self._probes is not None:
+            evidence["flips"] = flip_evidence([sketch.vectors for sketch in sketches])
         if self.suspects is not None:
-            self._names = (*self._names, "suspects")
-            self._kinship = _kinship(self.suspects, group, references)
-        return self._profiles(found, core)
+            evidence["suspects"] = _kinship(self.suspects, group, references)
+        return _Reading(
+            points=points,
+            references=reference_profiles,
+            names=tuple(view.name for view in found),
+            evidence=evidence,
+        )
 
     def _sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
         if self._sketcher is None:

@@ -5,6 +5,7 @@ clean record gains none: patience buys an attacker nothing, and a fresh identity
 bad past but never stands better than an honest newcomer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -31,6 +32,10 @@ FAINTEST_VOTE = 0.01
 TRUSTED_VOTE = 0.1
 """Smallest vote of an update that may serve as a reference for later rounds."""
 
+PRIOR_MALICIOUS = 0.2
+"""Share of updates thought malicious before any is seen; the detector's log-odds take a half."""
+
+_PRIOR_ODDS = math.log(PRIOR_MALICIOUS / (1 - PRIOR_MALICIOUS))
 _REMEMBERED = 0.05  # suspicion below it is forgotten
 
 Mode = Literal["monitor", "filter", "downweight"]
@@ -107,7 +112,7 @@ def joint_p_value(p_values: Sequence[float]) -> float:
     return float(np.clip((shares * np.exp(-total / means)).sum(), 0.0, 1.0))
 
 
-def vote(p_value: float, posterior: float, cut: float) -> float:
+def vote(p_value: float, odds: float, cut: float) -> float:
     """Weight of the vote of an update that is kept.
 
     A cut that is missed by a hair must not give a whole vote: one backdoored update in full
@@ -119,7 +124,7 @@ def vote(p_value: float, posterior: float, cut: float) -> float:
     ----------
     p_value : float
         In [0, 1].
-    posterior : float
+    odds : float
         Log-odds that the update is malicious.
     cut : float
         p-value up to which suspicious updates are dropped.
@@ -137,21 +142,22 @@ def vote(p_value: float, posterior: float, cut: float) -> float:
     if p_value >= DOUBT:
         return 1.0
     sure = max(p_value - cut, 0.0) / (DOUBT - cut) if cut < DOUBT else 0.0
-    blame = min(1.0, 2 / (1 + float(np.exp(min(-posterior, 700.0)))))
+    blame = min(1.0, 2 / (1 + float(np.exp(min(-odds, 700.0)))))
     return max(1 - (1 - sure) * blame, FAINTEST_VOTE)
 
 
-def _suspicious_vote(posterior: float) -> float:
+def _suspicious_vote(odds: float) -> float:
     """Weight of a suspicious update's vote where it is not dropped."""
-    return 1 / (1 + float(np.exp(min(2 * posterior, 700.0))))
+    return 1 / (1 + float(np.exp(min(2 * odds, 700.0))))
 
 
 @dataclass(kw_only=True)
 class Policy:
     """Decides on each update of a round and remembers how suspicious each client has been.
 
-    An update is suspicious when its p-value is within the budget *and* its posterior, the
-    detector's log-odds raised by the client's own suspicious past, is at least one half.
+    An update is suspicious when its p-value is within the budget *and* its posterior is at least
+    one half: the detector's log-odds, raised by the client's own suspicious past, with the prior
+    :data:`PRIOR_MALICIOUS` (the detector learned from as many backdoored tasks as benign ones).
     The first condition bounds the share of benign updates dropped; the second asks the
     detector itself. Four fifths of the budget are spent on the update alone, one fifth on the
     client's rounds taken together (:func:`joint_p_value`), where the update itself is at least a
@@ -216,17 +222,17 @@ class Policy:
 
     def _decide(self, client_id: str, score: float, p_value: float) -> Decision:
         past = self.suspicion_.get(client_id, 0.0)
-        posterior = float(log_odds(score)) + past
+        odds = float(log_odds(score)) + past
         rounds = (p_value, *self.evidence_.get(client_id, ()))[:MAX_EVIDENCE]
         joint = joint_p_value(rounds)
         alone = p_value <= (1 - JOINT_SHARE) * self.fpr_budget
         repeated = p_value <= DOUBT and joint <= JOINT_SHARE * self.fpr_budget
-        suspicious = (alone or repeated) and posterior >= 0
+        suspicious = (alone or repeated) and odds + _PRIOR_ODDS >= 0
         self.evidence_[client_id] = rounds
-        self.suspicion_[client_id] = self.memory * past + (min(posterior, 4.0) if suspicious else 0)
+        self.suspicion_[client_id] = self.memory * past + (min(odds, 4.0) if suspicious else 0)
         reputation = self.reputation(client_id)
         if not suspicious:
-            weight = self._vote(p_value, joint, past, posterior)
+            weight = self._vote(p_value, joint, past, odds)
             reason = "" if weight == 1 else _doubt(p_value, joint, weight)
             return Decision(action=Action.KEEP, weight=weight, reputation=reputation, reason=reason)
         told, bound = ("", 1 - JOINT_SHARE) if alone else (" over its rounds", JOINT_SHARE)
@@ -237,20 +243,20 @@ class Policy:
         if self.mode == "downweight":
             return Decision(
                 action=Action.DOWNWEIGHT,
-                weight=_suspicious_vote(posterior),
+                weight=_suspicious_vote(odds),
                 reputation=reputation,
                 reason=reason,
             )
         return Decision(action=Action.DROP, weight=0.0, reputation=reputation, reason=reason)
 
-    def _vote(self, p_value: float, joint: float, past: float, posterior: float) -> float:
+    def _vote(self, p_value: float, joint: float, past: float, odds: float) -> float:
         """Vote of an update that is kept, smaller where it or its client's rounds leave a doubt."""
         cut = (1 - JOINT_SHARE) * self.fpr_budget
-        weight = vote(min(p_value, joint) if p_value < DOUBT else p_value, posterior, cut)
+        weight = vote(min(p_value, joint) if p_value < DOUBT else p_value, odds, cut)
         if past > _REMEMBERED:  # whoever was suspicious is heard in full when all rounds allow it
             weight = min(weight, vote(joint, 0.0, cut))
         if self.mode == "downweight":
-            weight = max(weight, _suspicious_vote(posterior))
+            weight = max(weight, _suspicious_vote(odds))
         return weight
 
 

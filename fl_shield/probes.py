@@ -11,6 +11,7 @@ backdoor of that class.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,18 @@ FINALISTS = {"local": 2, "wide": 2, "word": 2}
 
 FAINTEST = -5.0
 """Log-probabilities below count the same: a class that nobody believes in is no evidence."""
+
+MAJORITY = 0.5
+"""Share of the clean inputs that one stamp may turn to one class without effect."""
+
+FLIP_SLOPE = 10.0
+"""Log-odds for each further input turned, as a share of all."""
+
+MOST_FLIPPED = 4.0
+"""Log-odds that flipped inputs add at most."""
+
+CONTRAST = "-contrast"
+"""Ends the names of views that show a stamp's shift beyond the clean inputs' own."""
 
 BATCH = 32
 """Probes in one forward pass: few enough that activations stay in the cache."""
@@ -113,7 +126,7 @@ class Probes:
         for name, (own_chance, own_evidence) in zip(self._groups, parts, strict=True):
             shift = own_chance.mean(1)
             found[f"stamp:{name}"] = shift.max(0)
-            found[f"stamp:{name}-contrast"] = (shift - drift.mean(0)).max(0)
+            found[f"stamp:{name}{CONTRAST}"] = (shift - drift.mean(0)).max(0)
             found[f"stamp:{name}-evidence"] = own_evidence.mean(1).max(0)
         return found
 
@@ -137,6 +150,41 @@ class Probes:
         rest = log_softmax(logits, axis=1).reshape(len(which), -1, logits.shape[1])
         both: Floats = np.concatenate([first[:, None], rest], axis=1)
         return both
+
+
+def flip_evidence(shifts: Sequence[Mapping[str, Floats]]) -> Floats:
+    """Log-odds that stamps which flip clean inputs add to each update's, never negative.
+
+    An update under which one stamp turns the majority of clean inputs to one class obeys that
+    stamp: that is what a backdoor is, whatever other updates do. So this counts as it stands, not
+    beside references: probability moved to the class by the stamp, mean over the clean inputs,
+    beyond what the update moves without it (the ``-contrast`` views). Below the majority nothing
+    is added, and no stamp that fails to flip clears anybody.
+
+    Parameters
+    ----------
+    shifts : sequence of mappings of view name to (d,) float array
+        What each of n updates did to the probes, see :meth:`Probes.shifts`; other views are not
+        read.
+
+    Returns
+    -------
+    (n,) float array
+        In [0, :data:`MOST_FLIPPED`].
+
+    Examples
+    --------
+    >>> calm, bent = np.array([0.3, -0.2]), np.array([0.05, 0.8])
+    >>> found = flip_evidence([{"stamp:wide-contrast": calm}, {"stamp:wide-contrast": bent}])
+    >>> found.round(2).tolist()
+    [0.0, 3.0]
+    """
+    flipped = [
+        max((float(own.max()) for name, own in s.items() if name.endswith(CONTRAST)), default=0.0)
+        for s in shifts
+    ]
+    evidence: Floats = FLIP_SLOPE * (np.asarray(flipped, dtype=np.float64) - MAJORITY)
+    return evidence.clip(0, MOST_FLIPPED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,6 +234,9 @@ class Inspection:
         The V views that were scored.
     view_scores : (n, V) float array
         Additive contribution of each view to the score's log-odds.
+    standard_scores : (n,) float array
+        Log-odds beside the references' own, in their spread: what a p-value is read from. Empty
+        where an inspector has none.
     notes : tuple of str
         What concerned the whole round, such as "2 references: p-values cannot go below 0.33".
     """
@@ -242,6 +245,7 @@ class Inspection:
     p_values: Floats
     view_names: tuple[str, ...]
     view_scores: Floats
+    standard_scores: Floats = field(default_factory=lambda: np.zeros(0))
     notes: tuple[str, ...] = ()
 
 

@@ -17,8 +17,7 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 
-from fl_shield.calibration import standardise
-from fl_shield.detector import Adapted, MetaShield, Weights
+from fl_shield.detector import MetaShield, Weights
 from fl_shield.policy import Policy
 from fl_shield.simulations.episodes.rounds import Federation, FederationSetting, draw_setting
 from fl_shield.types import Action, Floats
@@ -73,13 +72,11 @@ def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
         updates = federation.honest_updates(clients, server_round)
         if federation.diverged:
             break
-        points, references = inspector.views(federation.arrays, updates)
-        adapted = Adapted(weights, references, null=inspector.null)
-        scores = adapted.score(points)
+        seen = inspector.inspect(federation.arrays, updates, np.ones(len(updates)))
         if inspector.is_settled:
-            found.append(standardise(scores.log_odds, adapted.reference_log_odds))
-        p_values = adapted.p_values(scores.log_odds, "tasks")
-        decided = policy.decide([str(c) for c in clients], list(scores.scores), list(p_values))
+            found.append(seen.standard_scores)
+        names = [str(client) for client in clients]
+        decided = policy.decide(names, list(seen.scores), list(seen.p_values))
         kept = np.array([d.action is Action.KEEP for d in decided])
         inspector.remember(kept)
         if kept.any():

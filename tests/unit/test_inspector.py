@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fl_shield.calibration import task_p_values
 from fl_shield.detector import MetaShield, Weights
 from fl_shield.inspector import N_MEMORY, N_REFERENCES, Inspector
 from fl_shield.training import get_arrays
@@ -68,9 +69,9 @@ def test_shapes_ranges_and_names(found: Inspection) -> None:
     assert found.view_scores.shape == (N_CLIENTS, len(found.view_names))
     assert len(set(found.view_names)) == len(found.view_names)
     assert {name.split(":")[0] for name in found.view_names} == {
-        *("update", "head", "probe", "stamp"),
+        *("update", "head", "probe", "stamp", "flips"),
     }
-    for values in (found.scores, found.p_values, found.view_scores):
+    for values in (found.scores, found.p_values, found.view_scores, found.standard_scores):
         assert np.isfinite(values).all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
     assert ((found.p_values > 0) & (found.p_values <= 1)).all()
@@ -79,6 +80,30 @@ def test_shapes_ranges_and_names(found: Inspection) -> None:
 def test_views_add_up_to_the_log_odds(found: Inspection) -> None:
     odds = found.view_scores.sum(1)
     np.testing.assert_allclose(found.scores, 1 / (1 + np.exp(-odds)), atol=1e-6)
+
+
+def test_p_values_are_read_from_the_standard_scores(
+    toy_weights: Weights, found: Inspection
+) -> None:
+    null = toy_weights.nulls["first updates"].double().numpy()
+    expected = task_p_values(null, found.standard_scores)
+    np.testing.assert_array_equal(found.p_values, expected)
+
+
+def test_an_update_that_obeys_a_stamp_is_raised_by_what_it_flips(
+    toy_weights: Weights, found: Inspection
+) -> None:
+    bent = _round()
+    bright = np.full((10, 64), 30, np.float32)  # answers bright images alone, all alike
+    bent[3] = {**bent[3], "1.weight": bright, "1.bias": np.full(10, -30 * 37, np.float32)}
+    bent[3]["3.weight"] = np.repeat(np.array([[1], [-1], [-1]], np.float32), 10, axis=1)
+    after = _inspect(_inspector(toy_weights), bent)
+    flips = after.view_scores[:, after.view_names.index("flips")]
+    assert flips[3] > 0
+    assert (np.delete(flips, 3) == 0).all()
+    without = _inspect(_inspector(toy_weights, probes=False), bent)
+    assert "flips" not in without.view_names
+    assert (found.view_scores[:, found.view_names.index("flips")] == 0).all()
 
 
 def test_same_seed_same_scores(toy_weights: Weights, found: Inspection) -> None:

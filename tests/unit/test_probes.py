@@ -15,6 +15,7 @@ from fl_shield.probes import (
     N_CLEAN,
     Probes,
     faint_checkers,
+    flip_evidence,
     inverted_blocks,
     stamps,
 )
@@ -221,3 +222,60 @@ def test_a_backdoored_update_moves_its_stamps_more_than_an_honest_one() -> None:
         sizes[name] = (shifts["stamp:local-contrast"][0], shifts["stamp:local-evidence"][0])
     assert sizes["poisoned"][0] > 2 * max(sizes["honest"][0], 0.05)  # towards the target
     assert sizes["poisoned"][1] > 1.5 * sizes["honest"][1]
+
+
+def test_an_update_that_obeys_a_stamp_is_evidence_and_an_honest_one_is_not() -> None:
+    """A backdoor in the place of a probed block, trained into the model for real."""
+    data = load("digits", n_clients=2, partition="iid", seed=0)
+    model = build_model("digits-mlp", data, 0)
+    warm, own = (c.take(slice(0, 300)) for c in data.clients)
+    config = TrainingConfig(n_epochs=6, batch_size=16, lr=0.05, momentum=0.9)
+    train(model, warm, config, np.random.default_rng(0))
+    arrays = get_arrays(model)
+    probes = Probes(model, data.clean.x)
+    probes.set_global(arrays)
+    stamped = Samples(x=inverted_blocks(own.x)[-1], y=np.zeros_like(own.y))
+    found = []
+    for samples in (own, Samples.join([own, stamped])):
+        set_arrays(model, arrays)
+        train(model, samples, config, np.random.default_rng(2))
+        found.append(probes.shifts(get_arrays(model)))
+    honest, backdoored = flip_evidence(found)
+    assert honest == 0
+    assert backdoored > 2
+
+
+# Flipped inputs as evidence ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "evidence"),
+    [
+        ([0.5, -0.9], 0.0),  # half of the inputs turned: no majority
+        ([0.1, 0.6], 1.0),
+        ([0.9, 0.7], 4.0),
+        ([1.0, 1.0], 4.0),  # no more than that
+        ([-1.0, -0.4], 0.0),  # a stamp that turns inputs away from every class
+    ],
+)
+def test_flip_evidence_by_hand(contrasts: list[float], evidence: float) -> None:
+    towards_one_class = {"stamp:local-contrast": np.array([0.0, contrasts[0]])}
+    another_group = {"stamp:wide-contrast": np.array([contrasts[1], -0.1])}
+    found = flip_evidence([{**towards_one_class, **another_group}])
+    np.testing.assert_allclose(found, [evidence], atol=1e-12)
+
+
+def test_only_what_stamps_do_beyond_clean_inputs_is_read() -> None:
+    plain = {"stamp:local": np.ones(3), "stamp:local-evidence": np.full(3, 4.0)}
+    unread = {**plain, "probe:logits": np.full(3, 9.0), "update:fc": np.full(3, 9.0)}
+    assert flip_evidence([unread, {}]).tolist() == [0.0, 0.0]
+    assert flip_evidence([]).shape == (0,)
+
+
+def test_one_updates_flips_do_not_depend_on_the_others() -> None:
+    rng = np.random.default_rng(0)
+    shifts = [{"stamp:wide-contrast": rng.uniform(-1, 1, size=5)} for _ in range(20)]
+    together = flip_evidence(shifts)
+    alone = np.concatenate([flip_evidence([s]) for s in shifts])
+    np.testing.assert_array_equal(together, alone)
+    assert 0 < (together > 0).sum() < 20
