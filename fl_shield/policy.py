@@ -112,7 +112,7 @@ def joint_p_value(p_values: Sequence[float]) -> float:
     return float(np.clip((shares * np.exp(-total / means)).sum(), 0.0, 1.0))
 
 
-def vote(p_value: float, odds: float, cut: float) -> float:
+def vote(p_value: float, posterior: float, cut: float) -> float:
     """Weight of the vote of an update that is kept.
 
     A cut that is missed by a hair must not give a whole vote: one backdoored update in full
@@ -124,8 +124,8 @@ def vote(p_value: float, odds: float, cut: float) -> float:
     ----------
     p_value : float
         In [0, 1].
-    odds : float
-        Log-odds that the update is malicious.
+    posterior : float
+        Log-odds that the update is malicious, the prior included.
     cut : float
         p-value up to which suspicious updates are dropped.
 
@@ -142,7 +142,7 @@ def vote(p_value: float, odds: float, cut: float) -> float:
     if p_value >= DOUBT:
         return 1.0
     sure = max(p_value - cut, 0.0) / (DOUBT - cut) if cut < DOUBT else 0.0
-    blame = min(1.0, 2 / (1 + float(np.exp(min(-odds, 700.0)))))
+    blame = min(1.0, 2 / (1 + float(np.exp(min(-posterior, 700.0)))))
     return max(1 - (1 - sure) * blame, FAINTEST_VOTE)
 
 
@@ -252,7 +252,8 @@ class Policy:
     def _vote(self, p_value: float, joint: float, past: float, odds: float) -> float:
         """Vote of an update that is kept, smaller where it or its client's rounds leave a doubt."""
         cut = (1 - JOINT_SHARE) * self.fpr_budget
-        weight = vote(min(p_value, joint) if p_value < DOUBT else p_value, odds, cut)
+        least = min(p_value, joint) if p_value < DOUBT else p_value
+        weight = vote(least, odds + _PRIOR_ODDS, cut)
         if past > _REMEMBERED:  # whoever was suspicious is heard in full when all rounds allow it
             weight = min(weight, vote(joint, 0.0, cut))
         if self.mode == "downweight":

@@ -22,7 +22,7 @@ from fl_shield.simulations.episodes.rounds import (
 from fl_shield.simulations.episodes.victims import VictimSetting, draw_victim, simulate_victim
 from fl_shield.types import Representation
 
-N_CALM_ROUNDS = 12
+N_CALM_ROUNDS = 24
 """Rounds of an attack-free federation."""
 
 Source = FederationSetting | VictimSetting

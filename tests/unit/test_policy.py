@@ -112,9 +112,10 @@ def test_the_reason_says_what_was_compared() -> None:
     ("p_value", "score", "weight"),
     [
         (0.04 + 1e-9, 0.99, FAINTEST_VOTE),  # a hair above the cut at four fifths of the budget
-        (0.145, 0.5, 0.5),  # halfway between the cut and the end of doubt
-        (0.145, 0.25, 0.75),  # the detector gives half the blame of even odds
+        (0.145, 0.8, 0.5),  # even odds with the prior: halfway between the cut and no doubt
+        (0.145, 4 / 7, 0.75),  # with the prior one to three: half the blame of even odds
         (0.145, 0.9, 0.5),  # no more blame than all
+        (0.01, 4 / 7, 0.5),  # rare, but rather benign: half a vote
         (DOUBT, 0.99, 1.0),
         (0.9, 0.99, 1.0),
     ],
