@@ -63,9 +63,9 @@ class Weights:
     config: MetaConfig
     card: Mapping[str, str]
 
-    def represent(self, view: View) -> Profiles:
-        """What these weights read of a view: 128 numbers a point."""
-        return REPRESENTATIONS[self.config.representation](view)
+    def represent(self, views: Sequence[View]) -> Profiles:
+        """What these weights read of views of the same points: 128 numbers a point and view."""
+        return REPRESENTATIONS[self.config.representation](views)
 
     def standard(self, profiles: Floats) -> Tensor:
         """Columns of (n, V, 128) profiles on the scale of meta-training."""
@@ -282,7 +282,7 @@ class MetaShield:
             self._layers = find_layers(model_or_view) if auto else tuple(self.layers)
         views = self._views(self._clean[:1] if self._model is not None else model_or_view)
         self.view_names_ = tuple(view.name for view in views)
-        references = np.stack([self.weights.represent(v).references for v in views], axis=1)
+        references = self.weights.represent(views).references
         self.adapted_ = Adapted(self.weights, references, self.n_inner_steps)
         self.threshold_ = self._threshold()
         self.guarantee_ = promise(len(references), self.fpr_budget, self.guarantee)
@@ -329,8 +329,7 @@ class MetaShield:
 
     def _scores(self, points: Any) -> Scores:
         adapted = self._fitted()
-        views = self._views(points)
-        return adapted.score(np.stack([self.weights.represent(v).points for v in views], axis=1))
+        return adapted.score(self.weights.represent(self._views(points)).points)
 
 
 def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:

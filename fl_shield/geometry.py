@@ -1,9 +1,15 @@
-"""Where points stand beside references of their own space: the columns behind a profile."""
+"""Where points stand beside references of their own space: the columns behind a profile.
+
+Leading axes are spaces of one shape, described together: a space is too small to keep a processor
+busy, and a round of client updates has many.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +29,8 @@ class Geometry:
 
     Attributes
     ----------
-    columns : (n, 72) tensor
-    keys : (n, 12) tensor
+    columns : (..., n, 72) tensor
+    keys : (..., n, 12) tensor
         Scalars that are also standardised by the references' own leave-one-out values.
     """
 
@@ -34,7 +40,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Units:
-    """What the references show in each unit: tensors (1, d), or (n, d) with a group a point.
+    """What the references show in each unit: (..., 1, d), or (..., n, d) with a group a point.
 
     Attributes
     ----------
@@ -54,19 +60,19 @@ class Units:
 
 @dataclass(frozen=True)
 class Span:
-    """Points relative to the references' covariance, each (n,).
+    """Points relative to the references' covariance.
 
     Attributes
     ----------
-    whitened : tuple of tensors
+    whitened : (..., n, 3) tensor
         Squared Mahalanobis distance for each of :data:`SHRINKAGES`.
-    total, outside : tensors
+    total, outside : (..., n) tensors
         Squared distance to the centre, and to the references' span.
-    trace, rank : tensors
+    trace, rank : (..., n) tensors
         Total variance of the references, and effective rank as a share of their number.
     """
 
-    whitened: tuple[Tensor, ...]
+    whitened: Tensor
     total: Tensor
     outside: Tensor
     trace: Tensor
@@ -74,7 +80,7 @@ class Span:
 
 
 def geometry(points: Tensor, references: Tensor) -> Geometry:
-    """Columns of points (n, d) beside references (m, d).
+    """Columns of points (..., n, d) beside references (..., m, d).
 
     Examples
     --------
@@ -82,40 +88,64 @@ def geometry(points: Tensor, references: Tensor) -> Geometry:
     >>> geometry(rows[:2], rows[2:]).columns.shape
     torch.Size([2, 72])
     """
-    scale = _typical_norm(references)
+    scale, n = _typical_norm(references), points.shape[-2]
     points, references = points / scale, references / scale
     units, unit_keys = unit_columns(points, _units(references))
     near, near_keys = _neighbours(points, references)
-    span, span_keys = span_columns(_span(points, references), points.shape[1])
-    shape = shape_of(points) - shape_of(references).mean(0)
+    span, span_keys = span_columns(_span(points, references), points.shape[-1])
+    shapes = shape_of(torch.cat([points, references], dim=-2))
+    shape = shapes[..., :n, :] - shapes[..., n:, :].mean(-2, keepdim=True)
     columns = torch.cat([units, near, span, shape], dim=-1)
-    keys = torch.cat([span_keys, near_keys, shape[:, :2], unit_keys], dim=-1)
+    keys = torch.cat([span_keys, near_keys, shape[..., :2], unit_keys], dim=-1)
     return Geometry(columns, keys)
 
 
 def _typical_norm(references: Tensor) -> Tensor:
     norms = references.norm(dim=-1)
-    typical: Tensor = norms.median().clamp_min(1e-12 + 1e-6 * norms.max())
-    return typical
+    largest = norms.amax(-1, keepdim=True)
+    typical = lower_median(norms)[..., None].clamp_min(1e-12 + 1e-6 * largest)
+    return typical[..., None]
+
+
+def lower_median(x: Tensor) -> Tensor:
+    """Lower median of the last axis."""
+    return ordered(x)[..., (x.shape[-1] - 1) // 2]
+
+
+def ordered(x: Tensor) -> Tensor:
+    """Sort the last axis; numpy's sort is several times as fast as torch's, which keeps indices."""
+    return torch.from_numpy(np.sort(x.numpy(), axis=-1))
+
+
+def pairs(square: Tensor) -> Tensor:
+    """Flatten the upper triangle of (..., m, m), without the diagonal, to (..., m (m - 1) / 2)."""
+    rows, columns = torch.triu_indices(square.shape[-1], square.shape[-1], 1)
+    return square[..., rows, columns]
 
 
 def _levels(x: Tensor, levels: tuple[float, ...]) -> Tensor:
     """Quantiles of the last axis, linear between order statistics."""
-    ordered = x.sort(dim=-1).values
-    place = torch.tensor(levels, dtype=x.dtype) * (x.shape[-1] - 1)
+    rising = ordered(x)
+    low, high, weight = _places(levels, x.shape[-1])
+    return torch.lerp(rising[..., low], rising[..., high], weight.to(x.dtype))
+
+
+@cache
+def _places(levels: tuple[float, ...], n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Order statistics of n below and above each level, and how far it lies between them."""
+    place = torch.tensor(levels, dtype=torch.float64) * (n - 1)
     low = place.floor().long()
-    high = place.ceil().long()
-    return torch.lerp(ordered[..., low], ordered[..., high], place - low)
+    return low, place.ceil().long(), place - low
 
 
 def _units(references: Tensor) -> Units:
     return Units(
-        mean=references.mean(0, keepdim=True),
-        variance=references.var(0, keepdim=True),
-        low=references.amin(0, keepdim=True),
-        high=references.amax(0, keepdim=True),
-        largest=references.abs().amax(0, keepdim=True),
-        count=len(references),
+        mean=references.mean(-2, keepdim=True),
+        variance=references.var(-2, keepdim=True),
+        low=references.amin(-2, keepdim=True),
+        high=references.amax(-2, keepdim=True),
+        largest=references.abs().amax(-2, keepdim=True),
+        count=references.shape[-2],
     )
 
 
@@ -151,17 +181,16 @@ def unit_columns(points: Tensor, units: Units) -> tuple[Tensor, Tensor]:
 
 
 def _neighbours(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    distances = torch.cdist(points, references)
-    among = torch.cdist(references, references)
-    off = ~torch.eye(len(references), dtype=torch.bool)
-    typical = among[off].median().clamp_min(1e-9)
-    centre = references.mean(0)
+    among = pairs(torch.cdist(references, references))
+    typical = lower_median(among)[..., None, None].clamp_min(1e-9)
+    distances = torch.cdist(points, references) / typical
+    centre = references.mean(-2, keepdim=True)
     angles = _cosines(points - centre, references - centre)
-    return neighbour_columns(distances / typical, angles, _cosines(points, references))
+    return neighbour_columns(distances, angles, _cosines(points, references))
 
 
 def neighbour_columns(distances: Tensor, angles: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels of distances (in typical ones) and angles to references (n, m): 24 columns, 2 keys."""
+    """Levels of typical distances and angles to references (..., n, m): 24 columns and 2 keys."""
     near = torch.log(distances.clamp_min(1e-4))
     mean = cosines.mean(-1)
     variance = (cosines - mean[..., None]).pow(2).sum(-1) / (cosines.shape[-1] - 1)
@@ -175,7 +204,7 @@ def neighbour_columns(distances: Tensor, angles: Tensor, cosines: Tensor) -> tup
 def _cosines(a: Tensor, b: Tensor) -> Tensor:
     a = a / a.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     b = b / b.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return a @ b.T
+    return a @ b.mT
 
 
 def _span(points: Tensor, references: Tensor) -> Span:
@@ -184,26 +213,24 @@ def _span(points: Tensor, references: Tensor) -> Span:
     With centred references ``A = U S V'``, found from ``A A'``, the shrunk covariance has the
     eigenvalues ``(1 - s) S^2 / m + s * t`` inside the span and ``s * t`` outside, t = trace / d.
     """
-    m, d = references.shape
-    centre = references.mean(0)
+    m, d = references.shape[-2:]
+    centre = references.mean(-2, keepdim=True)
     centred, offset = references - centre, points - centre
-    spectrum, left = torch.linalg.eigh(centred @ centred.T)
+    spectrum, left = torch.linalg.eigh(centred @ centred.mT)
     spectrum = spectrum.clamp_min(0)
-    present = spectrum > NULL * spectrum.max()
-    along = (offset @ centred.T @ left).pow(2)
-    inside = along / spectrum.clamp_min(1e-30) * present
+    present = spectrum > NULL * spectrum.amax(-1, keepdim=True)
+    share = present / spectrum.clamp_min(1e-30)
+    inside = (offset @ centred.mT @ left).pow(2) * share[..., None, :]
     spectrum = spectrum / m
-    trace = spectrum.sum().clamp_min(1e-12)
+    trace = spectrum.sum(-1, keepdim=True).clamp_min(1e-12)
     total = offset.pow(2).sum(-1)
     outside = (total - inside.sum(-1)).clamp_min(0)
-    whitened = []
-    for shrinkage in SHRINKAGES:
-        ridge = shrinkage * trace / d
-        within = (inside / ((1 - shrinkage) * spectrum + ridge)).sum(-1)
-        whitened.append(within + outside / ridge)
-    rank = trace.pow(2) / spectrum.pow(2).sum().clamp_min(1e-20) / m
+    shrinkage = torch.tensor(SHRINKAGES, dtype=points.dtype)
+    ridge = shrinkage * trace / d
+    shrunk = (1 - shrinkage) * spectrum[..., None] + ridge[..., None, :]
+    rank = trace.pow(2) / spectrum.pow(2).sum(-1, keepdim=True).clamp_min(1e-20) / m
     return Span(
-        whitened=tuple(whitened),
+        whitened=inside @ (1 / shrunk) + outside[..., None] / ridge[..., None, :],
         total=total,
         outside=outside,
         trace=trace.expand_as(total),
@@ -214,19 +241,18 @@ def _span(points: Tensor, references: Tensor) -> Span:
 def span_columns(span: Span, d: int) -> tuple[Tensor, Tensor]:
     """Logarithms of distances within and off the references' span: 8 columns, 5 keys."""
     total, outside, trace = span.total, span.outside, span.trace
-    distances = [0.5 * torch.log(w / d + 1e-9) for w in span.whitened]
+    distances = 0.5 * torch.log(span.whitened / d + 1e-9)
     centre_distance = 0.5 * torch.log(total / trace + 1e-9)
     residual = 0.5 * torch.log(outside / trace + 1e-9)
     in_span = 0.5 * torch.log((total - outside).clamp_min(0) / trace + 1e-9)
     share = outside / total.clamp_min(1e-12)
-    columns = torch.stack(
-        [*distances, centre_distance, residual, in_span, share, span.rank], dim=-1
-    )
-    return columns, columns[:, :5]
+    rest = torch.stack([centre_distance, residual, in_span, share, span.rank], dim=-1)
+    columns = torch.cat([distances, rest], dim=-1)
+    return columns, columns[..., :5]
 
 
 def shape_of(x: Tensor) -> Tensor:
-    """Shape of each point by itself, (n, d) to (n, 8)."""
+    """Shape of each point by itself, (..., d) to (..., 8)."""
     d = x.shape[-1]
     l2 = x.norm(dim=-1).clamp_min(1e-12)
     l1 = x.abs().sum(-1)

@@ -3,7 +3,7 @@
 Follow one update: :class:`~fl_shield.updates.Sketcher` reads it once and
 :class:`~fl_shield.probes.Probes` runs it once; :func:`~fl_shield.updates.standing` relates the
 round's sketches to the round's medians; :func:`~fl_shield.updates.update_views` puts them beside
-the references; :func:`~fl_shield.profile.profile` describes them by comparable numbers; the
+the references; :func:`~fl_shield.profile.profiles` describes them by comparable numbers; the
 adapted detector scores them; and evidence that needs no references, such as a stamp that flips
 most clean inputs (:func:`~fl_shield.probes.flip_evidence`), raises the scores.
 """
@@ -13,16 +13,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.activations import activations_of, find_layers
 from fl_shield.calibration import standardise
 from fl_shield.detector import Adapted, MetaShield
 from fl_shield.probes import Probes, flip_evidence
-from fl_shield.profile import MIN_REFERENCES
+from fl_shield.profile import MIN_REFERENCES, Profiles
 from fl_shield.rng import keyed
 from fl_shield.suspects import Suspects, kinship_evidence
 from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
@@ -33,7 +33,6 @@ from fl_shield.types import (
     Floats,
     Inspection,
     Samples,
-    View,
 )
 from fl_shield.updates import (
     Sketch,
@@ -207,16 +206,17 @@ class Inspector:
         if missing > 0:
             groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
         references = joined(groups)
-        found = update_views(group, references, self._depths)
-        points, reference_profiles = self._profiles(found, core)
+        outside = np.setdiff1d(np.arange(len(sketches)), core)
+        found = update_views(group.take(outside), references, self._depths)
+        both = self._detector.weights.represent(found)
         evidence: dict[str, Floats] = {}
         if self._probes is not None:
             evidence["flips"] = flip_evidence([sketch.vectors for sketch in sketches])
         if self.suspects is not None:
             evidence["suspects"] = _kinship(self.suspects, group, references)
         return _Reading(
-            points=points,
-            references=reference_profiles,
+            points=_put_back(both, core, outside),
+            references=both.references,
             names=tuple(view.name for view in found),
             evidence=evidence,
         )
@@ -265,16 +265,12 @@ class Inspector:
         self._simulation = (global_arrays, standing(sketches))
         return self._simulation[1]
 
-    def _profiles(self, views: Sequence[View], core: Any) -> tuple[Floats, Floats]:
-        """Profiles of clients, those in the core leave-one-out, and of the references."""
-        points, references = [], []
-        for view in views:
-            both = self._detector.weights.represent(view)
-            own = both.points.copy()
-            own[core] = both.references[: len(core)]
-            points.append(own)
-            references.append(both.references)
-        return np.stack(points, axis=1), np.stack(references, axis=1)
+
+def _put_back(both: Profiles, core: NDArray[np.intp], outside: NDArray[np.intp]) -> Floats:
+    """Profiles of a round: those in the core, who are the first references, leave-one-out."""
+    order = np.argsort(np.concatenate([core, outside]))
+    found: Floats = np.concatenate([both.references[: len(core)], both.points])[order]
+    return found
 
 
 def _kinship(suspects: Suspects, group: Standing, references: Standing) -> Floats:

@@ -20,6 +20,8 @@ from fl_shield.geometry import (
     Span,
     Units,
     neighbour_columns,
+    ordered,
+    pairs,
     shape_of,
     span_columns,
     unit_columns,
@@ -31,7 +33,7 @@ EXACT = 1e-13
 
 @dataclass(frozen=True)
 class _Group:
-    """References (m, d), their typical norm without each one (m, 1), and centred inner products."""
+    """References (..., m, d), their typical norm without each one (..., m, 1), inner products."""
 
     rows: Tensor
     scale: Tensor
@@ -41,11 +43,11 @@ class _Group:
     @property
     def rest(self) -> int:
         """How many are left when one is out."""
-        return len(self.rows) - 1
+        return self.rows.shape[-2] - 1
 
 
 def leave_one_out(references: Tensor) -> Geometry:
-    """Geometry of each of the references (m, d) beside the m - 1 others, columns (m, ...).
+    """Geometry of each of the references (..., m, d) beside the m - 1 others of its space.
 
     Examples
     --------
@@ -55,19 +57,19 @@ def leave_one_out(references: Tensor) -> Geometry:
     >>> bool(torch.allclose(leave_one_out(rows).columns[:1], slow.columns))
     True
     """
-    centred = references - references.mean(0)
+    centred = references - references.mean(-2, keepdim=True)
     group = _Group(
         rows=references,
-        scale=_typical_norms(references.norm(dim=-1))[:, None],
+        scale=_typical_norms(references.norm(dim=-1))[..., None],
         centred=centred,
-        gram=centred @ centred.T,
+        gram=centred @ centred.mT,
     )
     units, unit_keys = unit_columns(references / group.scale, _units(group))
     near, near_keys = _neighbours(group)
-    span, span_keys = span_columns(_span(group), references.shape[1])
+    span, span_keys = span_columns(_span(group), references.shape[-1])
     shape = _shapes(group)
     columns = torch.cat([units, near, span, shape], dim=-1)
-    keys = torch.cat([span_keys, near_keys, shape[:, :2], unit_keys], dim=-1)
+    keys = torch.cat([span_keys, near_keys, shape[..., :2], unit_keys], dim=-1)
     return Geometry(columns, keys)
 
 
@@ -78,70 +80,82 @@ def _difference(whole: Tensor, part: Tensor) -> Tensor:
 
 
 def _typical_norms(norms: Tensor) -> Tensor:
-    """Lower median norm of the others, clamped as a single group's is; shape (m,)."""
-    k = (len(norms) - 2) // 2
-    ordered, order = norms.sort()
-    rank = order.argsort()
-    typical = ordered[k + (rank <= k).long()]
-    return typical.clamp_min(1e-12 + 1e-6 * _largest_of_others(norms[:, None])[:, 0])
+    """Lower median norm of the others, clamped as a single group's is; shape (..., m)."""
+    k = (norms.shape[-1] - 2) // 2
+    rising = ordered(norms)
+    typical = torch.where(
+        norms <= rising[..., k, None], rising[..., k + 1, None], rising[..., k, None]
+    )
+    return typical.clamp_min(1e-12 + 1e-6 * _largest_of_others(norms[..., None])[..., 0])
 
 
 def _largest_of_others(values: Tensor) -> Tensor:
-    """Largest value of each column (m, d) in the other rows, shape (m, d)."""
-    top, where = values.topk(2, dim=0)
-    own = torch.arange(len(values))[:, None] == where[0]
-    return torch.where(own, top[1], top[0])
+    """Largest value of each column (..., m, d) in the other rows."""
+    top = values.topk(2, dim=-2).values
+    largest, second = top[..., :1, :], top[..., 1:, :]
+    return torch.where(values == largest, second, largest)
 
 
 def _units(group: _Group) -> Units:
-    m, rest = len(group.rows), group.rest
+    m, rest = group.rest + 1, group.rest
     left = group.centred.pow(2)
-    variance = _difference(left.sum(0), left * (m / rest)) / (rest - 1)
-    mean = (group.rows.sum(0) - group.rows) / rest
+    variance = _difference(left.sum(-2, keepdim=True), left * (m / rest)) / (rest - 1)
+    mean = (group.rows.sum(-2, keepdim=True) - group.rows) / rest
+    high, low = _largest_of_others(group.rows), -_largest_of_others(-group.rows)
     return Units(
         mean=mean / group.scale,
         variance=variance / group.scale.pow(2),
-        low=-_largest_of_others(-group.rows) / group.scale,
-        high=_largest_of_others(group.rows) / group.scale,
-        largest=_largest_of_others(group.rows.abs()) / group.scale,
+        low=low / group.scale,
+        high=high / group.scale,
+        largest=torch.maximum(high, -low) / group.scale,
         count=rest,
     )
 
 
 def _neighbours(group: _Group) -> tuple[Tensor, Tensor]:
-    m = len(group.rows)
-    off = ~torch.eye(m, dtype=torch.bool)
     distances = torch.cdist(group.rows, group.rows)
-    typical = torch.maximum(_typical_distances(distances), 1e-9 * group.scale[:, 0])
-    norms = group.rows.norm(dim=-1).clamp_min(1e-300)
-    cosines = (group.rows / norms[:, None]) @ (group.rows / norms[:, None]).T
-    beside = [x[off].view(m, m - 1) for x in (distances, _angles(group), cosines)]
-    return neighbour_columns(beside[0] / typical[:, None], beside[1], beside[2])
+    typical = torch.maximum(_typical_distances(distances), 1e-9 * group.scale[..., 0])
+    norms = group.rows.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    cosines = (group.rows / norms) @ (group.rows / norms).mT
+    return neighbour_columns(
+        _others(distances) / typical[..., None], _others(_angles(group)), _others(cosines)
+    )
+
+
+def _others(square: Tensor) -> Tensor:
+    """Drop the diagonal of (..., m, m): what each row shows of the others, (..., m, m - 1)."""
+    m = square.shape[-1]
+    after = square.flatten(-2)[..., 1:].view(*square.shape[:-2], m - 1, m + 1)
+    return after[..., :-1].reshape(*square.shape[:-1], m - 1)
 
 
 def _typical_distances(distances: Tensor) -> Tensor:
-    """Lower median distance between two of the others, shape (m,)."""
-    m = len(distances)
-    rows, columns = torch.triu_indices(m, m, 1)
-    ordered, order = distances[rows, columns].sort()
-    rank = torch.zeros(m, m, dtype=torch.long)
-    rank[rows, columns] = rank[columns, rows] = order.argsort()
-    own = rank[~torch.eye(m, dtype=torch.bool)].view(m, m - 1).sort(dim=1).values
+    """Lower median distance between two of the others, shape (..., m).
+
+    Of all pairs in order, the median of those without a reference stands as many places after the
+    k-th as pairs with that reference stand before it: at most m - 1.
+    """
+    m = distances.shape[-1]
+    upper = distances.triu(1)  # rounding may tell the two triangles apart
+    rising, own = ordered(pairs(upper)), ordered(_others(upper + upper.mT))
     k = ((m - 1) * (m - 2) // 2 - 1) // 2
-    return ordered[k + (own - torch.arange(m - 1) <= k).sum(1)]
+    near = rising[..., k : k + m].contiguous()
+    place = torch.searchsorted(near, own.flatten(-2)).view_as(own) - torch.arange(m - 1)
+    return near.gather(-1, (place.cummax(-1).values <= 0).sum(-1))
 
 
 def _angles(group: _Group) -> Tensor:
-    """Cosines of each reference and each other one, both from the centre of the others, (m, m)."""
+    """Cosines of each reference and each other one, both from the centre of the others."""
     gram, rest = group.gram, group.rest
-    own = gram.diagonal()
-    shift = own[:, None] / rest
+    own = gram.diagonal(dim1=-2, dim2=-1)
+    column, row = own[..., :, None], own[..., None, :]
+    shift = column / rest
     dot = gram + shift
-    square = own[None, :] + 2 * gram / rest + shift / rest
-    length = square.clamp_min(0).sqrt() * (square > EXACT * (own[None, :] + shift / rest))
+    square = row + 2 * gram / rest + shift / rest
+    length = square.clamp_min(0).sqrt() * (square > EXACT * (row + shift / rest))
     dot = dot * (dot.abs() > EXACT * (gram.abs() + shift))
     least = 1e-12 * group.scale
-    return dot / torch.maximum(own.sqrt()[:, None], least) / torch.maximum(length, least)
+    return dot / torch.maximum(column.sqrt(), least) / torch.maximum(length, least)
 
 
 def _span(group: _Group) -> Span:
@@ -152,27 +166,24 @@ def _span(group: _Group) -> Span:
     Sherman and Morrison. The others span all but one direction when u' S^-1 u = 1 / b.
     """
     rest = group.rest
-    b = len(group.rows) / rest
+    b = (rest + 1) / rest
     spectrum, coordinates = _spectrum(group)
-    own = group.gram.diagonal()
+    spectrum = spectrum[..., None, :]
+    own = group.gram.diagonal(dim1=-2, dim2=-1)
     total = b**2 * own
-    trace = _difference(group.gram.trace(), b * own) / rest
-    trace = torch.maximum(trace, 1e-12 * group.scale[:, 0].pow(2))
+    trace = _difference(own.sum(-1, keepdim=True), b * own) / rest
+    trace = torch.maximum(trace, 1e-12 * group.scale[..., 0].pow(2))
     square = coordinates.pow(2)
     outside = _outside(spectrum, square, trace * rest, b)
     outside = torch.where(outside > (1 - EXACT) * total, total, outside)
-    whitened = []
-    for shrinkage in SHRINKAGES:
-        ridge = shrinkage * trace / group.rows.shape[1]
-        g = (1 - shrinkage) / rest
-        w = (square / (g * spectrum + ridge[:, None])).sum(1)
-        within = b**2 * w / (1 - g * b * w).clamp_min(1e-15)
-        whitened.append(torch.where(outside < total, within, total / ridge))
-    twice = 2 * b * (square * spectrum).sum(1)
-    curve = _difference(spectrum.pow(2).sum() + b**2 * own.pow(2), twice)
-    energy = torch.maximum(curve / rest**2, 1e-20 * group.scale[:, 0].pow(4))
+    ridge = torch.tensor(SHRINKAGES, dtype=own.dtype) * trace[..., None] / group.rows.shape[-1]
+    beyond = (outside < total)[..., None]
+    within = _whitened(spectrum, square, ridge, rest)
+    twice = 2 * b * (square * spectrum).sum(-1)
+    curve = _difference(spectrum.pow(2).sum(-1) + b**2 * own.pow(2), twice)
+    energy = torch.maximum(curve / rest**2, 1e-20 * group.scale[..., 0].pow(4))
     return Span(
-        whitened=tuple(whitened),
+        whitened=torch.where(beyond, within, total[..., None] / ridge),
         total=total,
         outside=outside,
         trace=trace,
@@ -180,37 +191,46 @@ def _span(group: _Group) -> Span:
     )
 
 
+def _whitened(spectrum: Tensor, square: Tensor, ridge: Tensor, rest: int) -> Tensor:
+    """Squared Mahalanobis distances of each point for ridges (..., m, 3)."""
+    b = (rest + 1) / rest
+    g = (1 - torch.tensor(SHRINKAGES, dtype=ridge.dtype)) / rest
+    shrunk = g[:, None] * spectrum[..., None, :] + ridge[..., None]
+    w = (square[..., None, :] / shrunk).sum(-1)
+    return b**2 * w / (1 - g * b * w).clamp_min(1e-15)
+
+
 def _spectrum(group: _Group) -> tuple[Tensor, Tensor]:
-    """Spectrum (k,) of the scatter, and the references (m, k) in its axes; k = min(m, d)."""
-    m, d = group.rows.shape
+    """Spectrum (..., k) of the scatter, and references (..., m, k) in its axes; k = min(m, d)."""
+    m, d = group.rows.shape[-2:]
     if d < m:
-        spectrum, axes = torch.linalg.eigh(group.centred.T @ group.centred)
+        spectrum, axes = torch.linalg.eigh(group.centred.mT @ group.centred)
         return spectrum.clamp_min(0), group.centred @ axes
     spectrum, left = torch.linalg.eigh(group.gram)
     spectrum = spectrum.clamp_min(0)
-    return spectrum, left * spectrum.sqrt()
+    return spectrum, left * spectrum.sqrt()[..., None, :]
 
 
 def _outside(spectrum: Tensor, square: Tensor, most: Tensor, b: float) -> Tensor:
-    """Squared distance of each point to the span of the others, shape (m,)."""
-    top = spectrum.max()
-    cut = torch.maximum(NULL * torch.minimum(most, top), EXACT * top)[:, None]
+    """Squared distance of each point to the span of the others, shape (..., m)."""
+    top = spectrum.amax(-1)
+    cut = torch.maximum(NULL * torch.minimum(most, top), EXACT * top)[..., None]
     present = spectrum > cut
     inverse = present / spectrum.clamp_min(1e-300)
-    leverage = b * (square * inverse).sum(1)
-    curvature = (square * inverse.pow(2)).sum(1)
+    leverage = b * (square * inverse).sum(-1)
+    curvature = (square * inverse.pow(2)).sum(-1)
     smallest = (1 - leverage) / (b * curvature).clamp_min(1e-300)
-    alone = (curvature > 0) & (smallest <= cut[:, 0])
-    absent = b**2 * (square * ~present).sum(1)
+    alone = (curvature > 0) & (smallest <= cut[..., 0])
+    absent = b**2 * (square * ~present).sum(-1)
     return absent + torch.where(alone, 1 / curvature.clamp_min(1e-300), 0.0)
 
 
 def _shapes(group: _Group) -> Tensor:
-    """Shape of each reference minus the mean shape of the others, (m, 8)."""
-    shape = shape_of(group.rows / group.scale.mean())
-    columns = shape - (shape.sum(0) - shape) / group.rest
-    norms = group.rows.norm(dim=-1)
-    logs = torch.log((norms / group.scale).clamp_min(1e-12))  # (m, m): row i in i's scale
-    own = logs.diagonal()
-    columns[:, 0] = own - (logs.sum(1) - own) / group.rest
+    """Shape of each reference minus the mean shape of the others, (..., m, 8)."""
+    shape = shape_of(group.rows / group.scale.mean(-2, keepdim=True))
+    columns = shape - (shape.sum(-2, keepdim=True) - shape) / group.rest
+    norms = group.rows.norm(dim=-1)[..., None, :]
+    logs = torch.log((norms / group.scale).clamp_min(1e-12))  # (..., m, m): row i in i's scale
+    own = logs.diagonal(dim1=-2, dim2=-1)
+    columns[..., 0] = own - (logs.sum(-1) - own) / group.rest
     return columns

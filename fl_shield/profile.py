@@ -13,7 +13,9 @@ The profiles of the references themselves are always leave-one-out, or they look
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ from fl_shield.geometry import (
     SHRINKAGES,
     SIGNED_LEVELS,
     UNIT_LEVELS,
+    Geometry,
     geometry,
+    ordered,
 )
 from fl_shield.leave_one_out import leave_one_out
 from fl_shield.types import Floats, View
@@ -115,8 +119,8 @@ class Profiles:
 
     Attributes
     ----------
-    points : (n, 128) float32 array
-    references : (m, 128) float32 array
+    points : (n, 128) float32 array, or (n, V, 128) of V views
+    references : (m, 128) or (m, V, 128) float32 array
     """
 
     points: Floats
@@ -145,16 +149,68 @@ def profile(view: View) -> Profiles:
     >>> bool(both.points[:, column].min() > both.references[:, column].max())
     True
     """
-    points, references = checked(view)
-    m = len(references)
-    own, own_loo = geometry(points, references), leave_one_out(references)
-    keys = _standardised(own.keys, own_loo.keys)
-    numbers, numbers_loo = _statistics(view, len(points), m)
-    context = _context(view, m)
+    both = profiles([view])
+    return Profiles(points=both.points[:, 0], references=both.references[:, 0])
+
+
+def profiles(views: Sequence[View]) -> Profiles:
+    """Describe the same points by what each of several views shows of them.
+
+    Views of one width are worked together: a view alone is too small to keep a processor busy.
+
+    Parameters
+    ----------
+    views : sequence of View
+        At least one, all of n points and m references.
+
+    Returns
+    -------
+    Profiles
+        Of points (n, V, 128) and of references (m, V, 128), the views in their order.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = {d: (rng.normal(size=(2, d)), rng.normal(size=(20, d))) for d in (9, 6)}
+    >>> both = profiles([View(name="demo", points=p, references=r) for p, r in rows.values()])
+    >>> both.points.shape, both.references.shape
+    ((2, 2, 128), (20, 2, 128))
+    """
+    spaces = [checked(view) for view in views]
+    numbers = {(len(points), len(references)) for points, references in spaces}
+    if len(numbers) != 1:
+        raise ValueError(
+            "views must show the same points beside the same references; "
+            f"got {sorted(numbers) or 'no views'} as numbers of both"
+        )
+    n, m = numbers.pop()
+    own, own_loo = _geometries(spaces)
+    keys, keys_loo = _standardised(own.keys, own_loo.keys)
+    told, told_loo = _statistics(views, n, m)
+    context = torch.from_numpy(np.stack([_context(view, m) for view in views]))
     return Profiles(
-        points=_assemble(own.columns, numbers, keys.points, context),
-        references=_assemble(own_loo.columns, numbers_loo, keys.references, context),
+        points=_assemble(own.columns, told, keys, context),
+        references=_assemble(own_loo.columns, told_loo, keys_loo, context),
     )
+
+
+def _geometries(spaces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Geometry, Geometry]:
+    """Geometry of the points of V spaces, (V, n, ...), and of the references, (V, m, ...)."""
+    widths = [references.shape[1] for _, references in spaces]
+    order = sorted(range(len(spaces)), key=widths.__getitem__)
+    parts = []
+    for _, alike in groupby(order, key=widths.__getitem__):
+        together = zip(*(spaces[i] for i in alike), strict=True)
+        points, references = (torch.stack(rows) for rows in together)
+        parts.append((geometry(points, references), leave_one_out(references)))
+    back = torch.tensor(order).argsort()
+    own, own_loo = zip(*parts, strict=True)
+    return _joined(own, back), _joined(own_loo, back)
+
+
+def _joined(parts: Sequence[Geometry], back: Tensor) -> Geometry:
+    columns, keys = torch.cat([g.columns for g in parts]), torch.cat([g.keys for g in parts])
+    return Geometry(columns[back], keys[back])
 
 
 def checked(view: View) -> tuple[Tensor, Tensor]:
@@ -185,27 +241,36 @@ def checked(view: View) -> tuple[Tensor, Tensor]:
     return points, references
 
 
-def _standardised(points: Tensor, references: Tensor) -> Profiles:
-    """Z-scores of points (n, k) and, leave-one-out, of references (m, k)."""
-    mean, spread = references.mean(0), _spread(references.std(0), references)
-    m = len(references)
-    mean_loo = (references.sum(0) - references) / (m - 1)
-    square_loo = (references.pow(2).sum(0) - references.pow(2)) / (m - 1)
+def _standardised(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Z-scores of points (V, n, k) and, leave-one-out, of references (V, m, k)."""
+    mean, spread = references.mean(1, keepdim=True), references.std(1, keepdim=True)
+    m = references.shape[1]
+    mean_loo = (references.sum(1, keepdim=True) - references) / (m - 1)
+    square_loo = (references.pow(2).sum(1, keepdim=True) - references.pow(2)) / (m - 1)
     variance_loo = (square_loo - mean_loo.pow(2)).clamp_min(0) * ((m - 1) / max(m - 2, 1))
-    spread_loo = _spread(variance_loo.sqrt(), references)
-    z, z_loo = (points - mean) / spread, (references - mean_loo) / spread_loo
-    return Profiles(points=torch.asinh(z).numpy(), references=torch.asinh(z_loo).numpy())
+    least = 1e-3 * references.abs().mean(1, keepdim=True).clamp_min(1e-3)
+    z = (points - mean) / spread.clamp_min(least)
+    z_loo = (references - mean_loo) / variance_loo.sqrt().clamp_min(least)
+    return torch.asinh(z), torch.asinh(z_loo)
 
 
-def _spread(deviation: Tensor, values: Tensor) -> Tensor:
-    return deviation.clamp_min(1e-3 * values.abs().mean(0).clamp_min(1e-3))
+def _statistics(views: Sequence[View], n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Standardised statistics and their ranks among the references: (V, n, 32) and (V, m, 32)."""
+    told = [_checked_statistics(view, n, m) for view in views]
+    own, clean = (torch.stack(rows) for rows in zip(*told, strict=True))
+    masked = ~(own.isfinite().all(1, keepdim=True) & clean.isfinite().all(1, keepdim=True))
+    own, clean = own.masked_fill(masked, 0), clean.masked_fill(masked, 0)  # 0 beside 0s gives 0
+    z, z_loo = _standardised(own, clean)
+    ranks, ranks_loo = _ranks(own, clean), _ranks(clean, clean) * (m / (m - 1))
+    return torch.cat([z, ranks], dim=-1), torch.cat([z_loo, ranks_loo], dim=-1)
 
 
-def _statistics(view: View, n: int, m: int) -> tuple[Floats, Floats]:
-    """Standardised statistics and their ranks among the references: (n, 32) and (m, 32)."""
+def _checked_statistics(view: View, n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Statistics of points (n, 16) and references (m, 16), NaN where a view has none."""
     width = len(STATISTICS)
     if view.statistics is None or view.reference_statistics is None:
-        return np.zeros((n, 2 * width)), np.zeros((m, 2 * width))
+        missing = torch.full((n + m, width), torch.nan, dtype=torch.float64)
+        return missing[:n], missing[n:]
     own = torch.as_tensor(np.asarray(view.statistics, dtype=np.float64))
     clean = torch.as_tensor(np.asarray(view.reference_statistics, dtype=np.float64))
     if own.shape != (n, width) or clean.shape != (m, width):
@@ -213,19 +278,16 @@ def _statistics(view: View, n: int, m: int) -> tuple[Floats, Floats]:
             f"view {view.name!r} needs statistics {(n, width)} and {(m, width)}, "
             f"got {tuple(own.shape)} and {tuple(clean.shape)}"
         )
-    masked = (~torch.isfinite(own)).any(0) | (~torch.isfinite(clean)).any(0)
-    own, clean = own.masked_fill(masked, 0), clean.masked_fill(masked, 0)
-    z = _standardised(own, clean)
-    ranks, ranks_loo = _ranks(own, clean), _ranks(clean, clean) * (m / (m - 1))
-    keep = (~masked).numpy().astype(np.float64)
-    joined = np.concatenate([z.points * keep, ranks.numpy() * keep], axis=1)
-    joined_loo = np.concatenate([z.references * keep, ranks_loo.numpy() * keep], axis=1)
-    return joined, joined_loo
+    return own, clean
 
 
 def _ranks(values: Tensor, references: Tensor) -> Tensor:
-    """Share of references below minus share above, in [-1, 1]."""
-    return torch.sign(values[:, None] - references[None]).mean(1)
+    """Share of references (V, m, k) below values (V, n, k) minus share above, in [-1, 1]."""
+    rising, asked = ordered(references.mT.contiguous()), values.mT.contiguous()
+    below = torch.searchsorted(rising, asked)
+    not_above = torch.searchsorted(rising, asked, right=True)
+    m = references.shape[1]
+    return ((below + not_above - m).to(values.dtype) / m).mT
 
 
 def _context(view: View, m: int) -> Floats:
@@ -246,8 +308,9 @@ def _context(view: View, m: int) -> Floats:
     return context
 
 
-def _assemble(columns: Tensor, numbers: Floats, keys: Floats, context: Floats) -> Floats:
-    repeated = np.broadcast_to(context, (len(numbers), len(context)))
-    joined = np.concatenate([columns.numpy(), numbers, keys, repeated], axis=1)
-    clean: Floats = np.nan_to_num(joined, nan=0.0, posinf=LIMIT, neginf=-LIMIT)
-    return clean.clip(-LIMIT, LIMIT).astype(np.float32)
+def _assemble(columns: Tensor, told: Tensor, keys: Tensor, context: Tensor) -> Floats:
+    repeated = context[:, None].expand(-1, columns.shape[1], -1)
+    joined = torch.cat([columns, told, keys, repeated], dim=-1).transpose(0, 1)
+    clean = joined.nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp(-LIMIT, LIMIT)
+    out: Floats = clean.float().numpy()
+    return out

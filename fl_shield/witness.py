@@ -59,18 +59,21 @@ def witness_evidence(
 def _log_odds(
     weights: Weights, report: ActivationReport, references: Mapping[str, Floats]
 ) -> float | None:
-    views = [
-        View(name=f"layer:{name}", points=rows, references=references[name])
+    readable = {
+        name: rows
         for name, rows in report.layers.items()
         if name in references
         and rows.ndim == 2
         and rows.shape[1] == references[name].shape[1]
         and np.isfinite(rows).all()
-    ]
-    n_rows = min((len(view.points) for view in views), default=0)
+    }
+    n_rows = min(map(len, readable.values()), default=0)
     if n_rows == 0:
         return None
-    both = [weights.represent(view) for view in views]
-    adapted = Adapted(weights, np.stack([p.references for p in both], axis=1))
-    points = np.stack([p.points[:n_rows] for p in both], axis=1)
-    return float(adapted.score(points).log_odds.mean())
+    both = weights.represent(
+        [
+            View(name=f"layer:{name}", points=rows[:n_rows], references=references[name])
+            for name, rows in readable.items()
+        ]
+    )
+    return float(Adapted(weights, both.references).score(both.points).log_odds.mean())

@@ -110,12 +110,12 @@ def _episode(
     clean = rest.x[:N_POINTS]
     triggered = _successes(setting, model, trigger, rest.take(slice(N_POINTS, None)))[:N_POINTS]
     views = activation_views(model, np.concatenate([clean, triggered]), references)
-    profiles = [REPRESENTATIONS[setting.representation](view) for view in views]
+    profiles = REPRESENTATIONS[setting.representation](views)
     backdoored = setting.poison_rate > 0
     labels = np.r_[np.zeros(len(clean)), np.full(len(triggered), float(backdoored))]
     return Episode(
-        support=np.stack([p.references for p in profiles], axis=1),
-        query=np.stack([p.points for p in profiles], axis=1),
+        support=profiles.references,
+        query=profiles.points,
         labels=labels.astype(np.int64),
         family=setting.family if backdoored else "none",
         domain=f"cv-{setting.dataset}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +15,18 @@ from torch import nn
 from fl_shield.calibration import task_p_values
 from fl_shield.detector import MetaShield, Weights
 from fl_shield.inspector import N_MEMORY, N_REFERENCES, Inspector
+from fl_shield.profile import profile
 from fl_shield.training import get_arrays
 from fl_shield.types import ActivationReport, Arrays, Inspection, Samples
+from fl_shield.updates import (
+    Sketcher,
+    Standing,
+    core_of,
+    joined,
+    standing,
+    update_views,
+    view_depths,
+)
 
 N_CLIENTS = 10
 
@@ -232,6 +242,29 @@ def test_kept_updates_become_references(toy_weights: Weights) -> None:
         inspector.remember(np.ones(N_CLIENTS, np.bool_))
         expected = max(N_REFERENCES, core + i * N_CLIENTS)
         assert _n_references(inspector, 100 * i) == expected
+
+
+def test_clients_are_profiled_in_their_order_and_the_core_leave_one_out(
+    toy_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Standing] = []
+
+    def recorded(groups: Sequence[Standing]) -> Standing:
+        kept.append(joined(groups))
+        return kept[0]
+
+    monkeypatch.setattr("fl_shield.inspector.joined", recorded)
+    inspector = _inspector(toy_weights, probes=False)
+    clients, references = inspector.views(GLOBAL, _round())
+    sketcher = Sketcher(GLOBAL, 0)
+    group = standing([sketcher.sketch(GLOBAL, update) for update in _round()])
+    views = update_views(group, kept[0], view_depths(sketcher.layers))
+    assert clients.shape == (N_CLIENTS, len(views), 128)
+    for i, both in enumerate(map(profile, views)):
+        own = both.points.copy()
+        own[core_of(group)] = both.references[: N_CLIENTS // 2 + 1]
+        np.testing.assert_allclose(clients[:, i], own, atol=0.02)  # of a residual, round-off
+        np.testing.assert_allclose(references[:, i], both.references, atol=0.02)
 
 
 def test_dropped_updates_are_not_remembered(toy_weights: Weights) -> None:

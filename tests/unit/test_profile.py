@@ -18,6 +18,7 @@ from fl_shield.profile import (
     STATISTICS,
     Profiles,
     profile,
+    profiles,
 )
 from fl_shield.types import Floats, View
 
@@ -134,6 +135,28 @@ def test_points_do_not_see_each_other() -> None:
     assert view.statistics is not None
     alone = _view(points=view.points[2:3], statistics=view.statistics[2:3])
     _alike(profile(alone).points, profile(view).points[2:3])
+
+
+def test_views_together_are_as_each_by_itself() -> None:
+    views = [
+        _view(m=24, d=64, seed=1),
+        _view(m=24, d=5, seed=2, statistics=None),
+        _view(m=24, d=64, seed=3, kind="probe", depth=0.5),
+        _view(m=24, d=5, seed=4, statistics=np.full((5, len(STATISTICS)), np.nan)),
+        _view(m=24, d=30, seed=5),
+    ]
+    together = profiles(views)
+    assert together.points.shape == (5, 5, 128)
+    assert together.references.shape == (24, 5, 128)
+    for i, view in enumerate(views):
+        alone = profile(view)
+        _same(Profiles(points=together.points[:, i], references=together.references[:, i]), alone)
+
+
+@pytest.mark.parametrize("views", [[], [_view(n=4), _view(n=5)], [_view(m=8), _view(m=9)]])
+def test_views_of_other_points_or_references_are_refused(views: list[View]) -> None:
+    with pytest.raises(ValueError, match="same points beside the same references"):
+        profiles(views)
 
 
 @pytest.mark.parametrize(("m", "d"), [(3, 4), (8, 5), (7, 25)])
