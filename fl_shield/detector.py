@@ -25,7 +25,7 @@ from fl_shield.calibration import (
     task_p_values,
 )
 from fl_shield.errors import NotFittedError, ShieldError
-from fl_shield.meta import MetaConfig, Params, adapt, contributions
+from fl_shield.meta import MetaConfig, Params, adapt, contributions, log_odds
 from fl_shield.profile import COLUMNS, MIN_REFERENCES, Profiles
 from fl_shield.representation import REPRESENTATIONS
 from fl_shield.types import Flags, Floats, View
@@ -169,8 +169,11 @@ class Adapted:
         self._steps = weights.config.n_inner_steps if n_inner_steps is None else n_inner_steps
         self._present = torch.ones(references.shape[1])
         rows = weights.standard(references)
-        self._params = self._adapt(rows)
-        self.reference_log_odds = self._out_of_fit(rows, min(n_folds, len(rows)))
+        fold = torch.arange(len(rows)) % n_folds
+        held = fold == torch.arange(-1, min(n_folds, len(rows)))[:, None]  # first nothing is held
+        adapted = self._adapted(rows, ~held)
+        self._params = {name: p[0] for name, p in adapted.items()}
+        self.reference_log_odds = self._out_of_fit(adapted, rows, held)
 
     def score(self, profiles: Floats) -> Scores:
         """Score points given as (n, V, 128) profiles."""
@@ -186,21 +189,21 @@ class Adapted:
         standard = standardise(log_odds, self.reference_log_odds)
         return task_p_values(self._null, standard)
 
-    def _adapt(self, rows: Tensor) -> Params:
-        weights = torch.ones(len(rows))
-        adapted = adapt(self._weights.params, rows, self._present, weights, self._steps)
+    def _adapted(self, rows: Tensor, seen: Tensor) -> Params:
+        """Parameters after k adaptations, along a first axis, to rows told by ``seen`` (k, m)."""
+
+        def one(weights: Tensor) -> Params:
+            return adapt(self._weights.params, rows, self._present, weights, self._steps)
+
+        adapted = torch.func.vmap(one)(seen.to(rows.dtype))
         return {name: p.detach() for name, p in adapted.items()}
 
-    def _out_of_fit(self, rows: Tensor, n_folds: int) -> Floats:
-        fold = np.arange(len(rows)) % n_folds
-        out = np.zeros(len(rows))
-        for k in range(n_folds):
-            held = torch.from_numpy(fold == k)
-            params = self._adapt(rows[~held]) if self._steps else self._weights.params
-            with torch.no_grad():
-                parts = contributions(params, rows[held], self._present)
-            out[fold == k] = parts.sum(1).double().numpy()
-        return out
+    def _out_of_fit(self, adapted: Params, rows: Tensor, held: Tensor) -> Floats:
+        """Log-odds of each row after the adaptation that did not see it."""
+        with torch.no_grad():
+            odds = torch.func.vmap(log_odds, in_dims=(0, None, None))(adapted, rows, self._present)
+        own: Floats = odds.mT[held.mT].double().numpy()
+        return own
 
 
 class MetaShield:

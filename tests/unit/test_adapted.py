@@ -1,0 +1,38 @@
+"""The few-shot adaptation against a slow loop over the folds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fl_shield.detector import Adapted, Weights
+from fl_shield.meta import adapt, contributions
+from fl_shield.types import Floats
+
+
+def _profiles(n: int, seed: int, views: int = 4) -> Floats:
+    return np.random.default_rng(seed).normal(size=(n, views, 128)).astype(np.float32)
+
+
+def _slowly(weights: Weights, seen: Floats, points: Floats, n_steps: int) -> Floats:
+    present = torch.ones(seen.shape[1])
+    rows = weights.standard(seen)
+    params = adapt(weights.params, rows, present, torch.ones(len(rows)), n_steps)
+    found: Floats = contributions(params, weights.standard(points), present).double().numpy()
+    return found
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 3])
+@pytest.mark.parametrize(("m", "n_folds"), [(20, 5), (23, 5), (3, 5), (7, 2), (6, 6)])
+def test_adapting_all_folds_together_equals_adapting_to_each(
+    toy_weights: Weights, m: int, n_folds: int, n_steps: int
+) -> None:
+    references, points = _profiles(m, 0), _profiles(5, 1) * 2
+    adapted = Adapted(toy_weights, references, n_steps, n_folds)
+    slow = _slowly(toy_weights, references, points, n_steps)
+    np.testing.assert_allclose(adapted.score(points).contributions, slow, atol=1e-5)
+    for i in range(m):
+        others = references[np.arange(m) % n_folds != i % n_folds]
+        alone = _slowly(toy_weights, others, references[i : i + 1], n_steps).sum()
+        assert adapted.reference_log_odds[i] == pytest.approx(alone, abs=1e-5)
