@@ -25,7 +25,7 @@ from fl_shield.calibration import (
     task_p_values,
 )
 from fl_shield.errors import NotFittedError, ShieldError
-from fl_shield.meta import MetaConfig, Params, adapt, contributions, log_odds
+from fl_shield.meta import MetaConfig, Params, adapt_each, contributions, log_odds
 from fl_shield.profile import COLUMNS, MIN_REFERENCES, Profiles
 from fl_shield.representation import REPRESENTATIONS
 from fl_shield.types import Flags, Floats, View
@@ -171,7 +171,8 @@ class Adapted:
         rows = weights.standard(references)
         fold = torch.arange(len(rows)) % n_folds
         held = fold == torch.arange(-1, min(n_folds, len(rows)))[:, None]  # first nothing is held
-        adapted = self._adapted(rows, ~held)
+        seen = (~held).to(rows.dtype)
+        adapted = adapt_each(weights.params, rows, self._present, seen, self._steps)
         self._params = {name: p[0] for name, p in adapted.items()}
         self.reference_log_odds = self._out_of_fit(adapted, rows, held)
 
@@ -188,15 +189,6 @@ class Adapted:
             return conformal_p_values(self.reference_log_odds, log_odds)
         standard = standardise(log_odds, self.reference_log_odds)
         return task_p_values(self._null, standard)
-
-    def _adapted(self, rows: Tensor, seen: Tensor) -> Params:
-        """Parameters after k adaptations, along a first axis, to rows told by ``seen`` (k, m)."""
-
-        def one(weights: Tensor) -> Params:
-            return adapt(self._weights.params, rows, self._present, weights, self._steps)
-
-        adapted = torch.func.vmap(one)(seen.to(rows.dtype))
-        return {name: p.detach() for name, p in adapted.items()}
 
     def _out_of_fit(self, adapted: Params, rows: Tensor, held: Tensor) -> Floats:
         """Log-odds of each row after the adaptation that did not see it."""

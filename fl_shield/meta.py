@@ -145,9 +145,10 @@ def contributions(params: Params, profiles: Tensor, present: Tensor) -> Tensor:
     mean = (profiles * mask).sum(1) / present.sum().clamp_min(1)
     largest = (profiles * mask - _ABSENT * (1 - mask)).amax(1)
     context = mean @ params["w_mean"] + largest @ params["w_max"] + params["b1"]
-    hidden = torch.nn.functional.gelu(profiles @ params["w1"] + context[:, None])
-    evidence = torch.mv(hidden.flatten(0, 1), params["w2"]).view(hidden.shape[:2]) + params["b2"]
-    attention = torch.mv(hidden.flatten(0, 1), params["attention"]).view(hidden.shape[:2])
+    own = (profiles.flatten(0, 1) @ params["w1"]).view(*profiles.shape[:2], -1)
+    hidden = torch.nn.functional.gelu(own + context[:, None]).flatten(0, 1)
+    evidence = torch.mv(hidden, params["w2"]).view(profiles.shape[:2]) + params["b2"]
+    attention = torch.mv(hidden, params["attention"]).view(profiles.shape[:2])
     attention = attention + torch.log(present + 1e-12)
     return torch.softmax(attention, dim=1) * evidence
 
@@ -173,17 +174,61 @@ def adapt(
     second_order: bool = True,
 ) -> dict[str, Tensor]:
     """Clean-only inner loop: gradient steps on the references, each tensor at its learned rate."""
-    rates = {k: v for k, v in params.items() if k.startswith(RATE_PREFIX)}
-    fast = {k: v for k, v in params.items() if not k.startswith(RATE_PREFIX)}
+    fast, rates = _split(params)
     for _ in range(n_steps):
         gradients = torch.func.grad(inner_loss)(fast, support, present, weights)
         if not second_order:
             gradients = {name: g.detach() for name, g in gradients.items()}
-        fast = {
-            name: p - torch.exp(rates[RATE_PREFIX + name]) * gradients[name]
-            for name, p in fast.items()
-        }
+        fast = _stepped(fast, gradients, rates)
     return {**fast, **rates}
+
+
+def adapt_each(
+    params: Params, support: Tensor, present: Tensor, weights: Tensor, n_steps: int
+) -> dict[str, Tensor]:
+    """Adapt to the same references under several weights at once, for use and not for training.
+
+    The steps are those of :func:`adapt`. Plain autograd takes the gradients: the first
+    ``torch.func.grad`` of a process imports torch's compiler, which takes seconds and 70 MB.
+
+    Parameters
+    ----------
+    params : mapping
+        See :func:`contributions`, with one rate a tensor.
+    support : (m, V, n_columns) tensor
+    present : (V,) tensor
+    weights : (k, m) tensor
+        A row an adaptation.
+    n_steps : int
+        Gradient steps.
+
+    Returns
+    -------
+    dict of str to tensor
+        The k adapted values of each parameter along a first axis; no rates.
+    """
+    fast, rates = _split(params)
+    fast = {name: p.expand(len(weights), *p.shape) for name, p in fast.items()}
+    losses = torch.func.vmap(inner_loss, in_dims=(0, None, None, 0))
+    for _ in range(n_steps):
+        live = {name: p.detach().requires_grad_() for name, p in fast.items()}
+        with torch.enable_grad():
+            total = losses(live, support, present, weights).sum()
+        gradients = torch.autograd.grad(total, list(live.values()))
+        fast = _stepped(live, dict(zip(live, gradients, strict=True)), rates)
+    return {name: p.detach() for name, p in fast.items()}
+
+
+def _split(params: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters that the inner loop moves, and its rates."""
+    rates = {k: v for k, v in params.items() if k.startswith(RATE_PREFIX)}
+    return {k: v for k, v in params.items() if k not in rates}, rates
+
+
+def _stepped(fast: Params, gradients: Params, rates: Params) -> dict[str, Tensor]:
+    return {
+        name: p - torch.exp(rates[RATE_PREFIX + name]) * gradients[name] for name, p in fast.items()
+    }
 
 
 def balanced_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -36,3 +39,13 @@ def test_adapting_all_folds_together_equals_adapting_to_each(
         others = references[np.arange(m) % n_folds != i % n_folds]
         alone = _slowly(toy_weights, others, references[i : i + 1], n_steps).sum()
         assert adapted.reference_log_odds[i] == pytest.approx(alone, abs=1e-5)
+
+
+def test_adapting_does_not_import_torchs_compiler() -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from fl_shield.detector import Adapted, blank_weights\n"
+        "Adapted(blank_weights(), np.zeros((6, 2, 128), np.float32))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,6 +18,7 @@ from fl_shield.meta import (
     MetaConfig,
     Params,
     adapt,
+    adapt_each,
     balanced_loss,
     contributions,
     draw_batch,
@@ -197,6 +198,19 @@ def test_first_order_gradient_equals_a_direct_one_and_differs_from_second_order(
         torch.testing.assert_close(first[RATE_PREFIX + name], rate_gradient)
     second = _outer_gradient(params, batch, TINY)
     assert float((second["w1"] - first["w1"]).abs().max()) > 1e-4
+
+
+def test_adapting_under_several_weights_at_once_equals_one_after_the_other() -> None:
+    params, support = _params(), _rows(4)
+    weights = torch.tensor([[1.0, 1, 1, 1], [0, 1, 1, 0], [2, 0, 0, 1]], dtype=torch.float64)
+    with torch.no_grad():  # the caller's setting does not matter
+        together = adapt_each(params, support, _ones(2), weights, 3)
+    for i, own in enumerate(weights):
+        alone = adapt(params, support, _ones(2), own, 3)
+        for name, values in together.items():
+            torch.testing.assert_close(values[i], alone[name])
+    assert set(together) == {name for name in params if not name.startswith(RATE_PREFIX)}
+    assert not any(values.requires_grad for values in together.values())
 
 
 def test_balanced_loss_by_hand() -> None:
