@@ -217,11 +217,11 @@ def _span(points: Tensor, references: Tensor) -> Span:
     centre = references.mean(-2, keepdim=True)
     centred, offset = references - centre, points - centre
     spectrum, left = torch.linalg.eigh(centred @ centred.mT)
-    spectrum = spectrum.clamp_min(0)
+    spectrum = spectrum.clamp_min(0)[..., None, :]
     present = spectrum > NULL * spectrum.amax(-1, keepdim=True)
-    share = present / spectrum.clamp_min(1e-30)
-    inside = (offset @ centred.mT @ left).pow(2) * share[..., None, :]
-    spectrum = spectrum / m
+    along = (offset @ centred.mT @ left).pow(2)
+    inside = along / spectrum.clamp_min(1e-30) * present
+    spectrum = spectrum[..., 0, :] / m
     trace = spectrum.sum(-1, keepdim=True).clamp_min(1e-12)
     total = offset.pow(2).sum(-1)
     outside = (total - inside.sum(-1)).clamp_min(0)
