@@ -137,6 +137,11 @@ class Scores:
         joined = np.concatenate([self.contributions, evidence[:, None]], axis=1)
         return Scores(log_odds=self.log_odds + evidence, contributions=joined)
 
+    def capped(self, most: Floats) -> Scores:
+        """Scores with no view adding more than ``most`` (V,) to the log-odds."""
+        kept = np.minimum(self.contributions, most)
+        return Scores(log_odds=kept.sum(1), contributions=kept)
+
 
 class Adapted:
     """The detector after its few-shot adaptation to one set of references.

@@ -10,6 +10,7 @@ most clean inputs (:func:`~fl_shield.probes.flip_evidence`), raises the scores.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,12 @@ N_REFERENCES = 24
 
 N_MEMORY = 48
 """Accepted updates of earlier rounds that are kept as references."""
+
+MOST_BY_HEAD = math.log(4)
+"""Log-odds that the head's view adds at most to a score: with the policy's prior it alone condemns
+nobody, for it mostly shows the mix of labels, in which honest clients differ more than in anything
+else. How *rare* an update is, its p-value, counts the view in full.
+"""
 
 _FAINTEST_PEAK = 0.05  # added to every peak: below it, shifts of probabilities are noise
 _LARGEST_SHIFT = 1e6  # a model that overflows on the probes stands out; it must not stop a round
@@ -138,11 +145,13 @@ class Inspector:
         found = adapted.score(read.points)
         for added in evidence.values():
             found = found.raised(added)
+        names = (*read.names, *evidence)
+        believed = found.capped(_most_by_view(names))
         return Inspection(
-            scores=found.scores,
+            scores=believed.scores,
             p_values=adapted.p_values(found.log_odds, "tasks"),
-            view_names=(*read.names, *evidence),
-            view_scores=found.contributions,
+            view_names=names,
+            view_scores=believed.contributions,
             standard_scores=standardise(found.log_odds, adapted.reference_log_odds),
         )
 
@@ -271,6 +280,10 @@ def _put_back(both: Profiles, core: NDArray[np.intp], outside: NDArray[np.intp])
     order = np.argsort(np.concatenate([core, outside]))
     found: Floats = np.concatenate([both.references[: len(core)], both.points])[order]
     return found
+
+
+def _most_by_view(names: Sequence[str]) -> Floats:
+    return np.array([MOST_BY_HEAD if name.startswith("head:") else np.inf for name in names])
 
 
 def _kinship(suspects: Suspects, group: Standing, references: Standing) -> Floats:

@@ -36,6 +36,7 @@ PRIOR_MALICIOUS = 0.2
 """Share of updates thought malicious before any is seen; the detector's log-odds take a half."""
 
 _PRIOR_ODDS = math.log(PRIOR_MALICIOUS / (1 - PRIOR_MALICIOUS))
+_MOST_ADDED = 4.0  # log-odds that one suspicious round adds to a client's past
 _REMEMBERED = 0.05  # suspicion below it is forgotten
 
 Mode = Literal["monitor", "filter", "downweight"]
@@ -222,14 +223,16 @@ class Policy:
 
     def _decide(self, client_id: str, score: float, p_value: float) -> Decision:
         past = self.suspicion_.get(client_id, 0.0)
-        odds = float(log_odds(score)) + past
+        own = float(log_odds(score))
+        odds = own + past
         rounds = (p_value, *self.evidence_.get(client_id, ()))[:MAX_EVIDENCE]
         joint = joint_p_value(rounds)
         alone = p_value <= (1 - JOINT_SHARE) * self.fpr_budget
         repeated = p_value <= DOUBT and joint <= JOINT_SHARE * self.fpr_budget
         suspicious = (alone or repeated) and odds + _PRIOR_ODDS >= 0
         self.evidence_[client_id] = rounds
-        self.suspicion_[client_id] = self.memory * past + (min(odds, 4.0) if suspicious else 0)
+        added = min(max(own + _PRIOR_ODDS, 0.0), _MOST_ADDED) if suspicious else 0.0
+        self.suspicion_[client_id] = self.memory * past + added
         reputation = self.reputation(client_id)
         if not suspicious:
             weight = self._vote(p_value, joint, past, odds)
@@ -255,7 +258,7 @@ class Policy:
         least = min(p_value, joint) if p_value < DOUBT else p_value
         weight = vote(least, odds + _PRIOR_ODDS, cut)
         if past > _REMEMBERED:  # whoever was suspicious is heard in full when all rounds allow it
-            weight = min(weight, vote(joint, 0.0, cut))
+            weight = min(weight, vote(joint, odds + _PRIOR_ODDS, cut))
         if self.mode == "downweight":
             weight = max(weight, _suspicious_vote(odds))
         return weight

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.calibration import task_p_values
-from fl_shield.detector import MetaShield, Weights
+from fl_shield.detector import MetaShield, Scores, Weights
 from fl_shield.inspector import N_MEMORY, N_REFERENCES, Inspector
 from fl_shield.profile import profile
 from fl_shield.training import get_arrays
@@ -114,6 +114,27 @@ def test_an_update_that_obeys_a_stamp_is_raised_by_what_it_flips(
     without = _inspect(_inspector(toy_weights, probes=False), bent)
     assert "flips" not in without.view_names
     assert (found.view_scores[:, found.view_names.index("flips")] == 0).all()
+
+
+def test_the_heads_view_adds_no_more_than_its_cap_to_the_score_alone(
+    toy_weights: Weights, found: Inspection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    column = found.view_names.index("head:3.weight")
+    most = float(np.median(found.view_scores[:, column]))
+    monkeypatch.setattr("fl_shield.inspector.MOST_BY_HEAD", most)
+    after = _inspect(_inspector(toy_weights), _round())
+    expected = found.view_scores.copy()
+    expected[:, column] = np.minimum(expected[:, column], most)
+    np.testing.assert_array_equal(after.view_scores, expected)
+    assert (after.scores < found.scores).sum() == N_CLIENTS // 2
+    np.testing.assert_array_equal(after.p_values, found.p_values)  # as rare as before
+
+
+def test_a_cap_takes_nothing_from_views_below_it() -> None:
+    scores = Scores(log_odds=np.array([3.0, -1.0]), contributions=np.array([[2.0, 1], [-3, 2]]))
+    capped = scores.capped(np.array([0.5, np.inf]))
+    assert capped.contributions.tolist() == [[0.5, 1], [-3, 2]]
+    assert capped.log_odds.tolist() == [1.5, -1]
 
 
 def test_same_seed_same_scores(toy_weights: Weights, found: Inspection) -> None:

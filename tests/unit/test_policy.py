@@ -98,7 +98,7 @@ def test_rows_of_different_length_are_refused(short: int) -> None:
 
 def test_the_reason_says_what_was_compared() -> None:
     policy = Policy(fpr_budget=0.05)
-    assert once(policy, 0.8, 0.012).reason == "p = 0.012 <= 0.04, score 0.800"
+    assert once(policy, 16 / 17, 0.012).reason == "p = 0.012 <= 0.04, score 0.941"
     again = once(policy, 0.8, 0.012).reason
     assert again == "p = 0.012 <= 0.04, score 0.800, suspicious before (reputation was 0.25)"
     milder = once(policy, 0.8, 0.1).reason
@@ -151,7 +151,9 @@ def test_whoever_was_suspicious_votes_in_full_when_all_rounds_allow_it() -> None
     policy = Policy(fpr_budget=0.05)
     once(policy, 0.9, 0.01)
     votes = [once(policy, 0.1, 0.5).weight for _ in range(6)]
-    assert votes[0] == pytest.approx((joint_p_value([0.5, 0.01]) - 0.04) / 0.21)
+    doubt = 1 - (joint_p_value([0.5, 0.01]) - 0.04) / 0.21
+    blame = 2 / (1 + 16)  # odds 1 to 9, past 9 to 4, prior 1 to 4
+    assert votes[0] == pytest.approx(1 - doubt * blame)
     assert votes == sorted(votes)
     assert votes[-1] == 1.0
     assert once(policy, 0.1, 0.5, "never suspicious").weight == 1.0
@@ -174,25 +176,25 @@ def test_the_vote_never_falls_with_the_p_value_and_never_rises_with_the_odds() -
 
 
 def test_a_suspicious_past_by_hand() -> None:
-    """Suspicion in units of ln 2, memory one half: 2, then 3, then 3.5, then 1.75."""
+    """Suspicion in units of ln 2, memory one half, prior -2: 3, then 2.5, then 1.25, then 0.625."""
     policy = Policy(fpr_budget=0.05, memory=0.5)
     assert policy.reputation("a") == 1.0
 
-    first = once(policy, 0.8, RARE)  # log-odds 2
+    first = once(policy, 32 / 33, RARE)  # posterior 5 - 2
     assert first.action is Action.DROP
-    assert first.reputation == pytest.approx(2**-2)
+    assert first.reputation == pytest.approx(2**-3)
 
-    second = once(policy, 0.5, RARE)  # log-odds 0 + 2; suspicion 2 / 2 + 2
+    second = once(policy, 8 / 9, RARE)  # 3 + 3 - 2; its own 3 - 2 is added, the past not again
     assert second.action is Action.DROP
-    assert second.reputation == pytest.approx(2**-3)
+    assert second.reputation == pytest.approx(2**-2.5)
 
-    third = once(policy, 1 / 3, RARE)  # log-odds -1 + 3; suspicion 3 / 2 + 2
+    third = once(policy, 0.5, RARE)  # 0 + 2.5 - 2, and nothing of its own
     assert third.action is Action.DROP
-    assert third.reputation == pytest.approx(2**-3.5)
+    assert third.reputation == pytest.approx(2**-1.25)
 
     fourth = once(policy, 0.99, COMMON)  # not rare: kept, and half is forgotten
     assert fourth.action is Action.KEEP
-    assert fourth.reputation == pytest.approx(2**-1.75)
+    assert fourth.reputation == pytest.approx(2**-0.625)
     assert policy.reputation("a") == fourth.reputation
 
 
@@ -311,7 +313,7 @@ def test_downweight_by_hand(score: float, weight: float) -> None:
 
 def test_downweight_counts_the_past() -> None:
     policy = Policy(mode="downweight")
-    once(policy, 0.8, RARE)
+    once(policy, 16 / 17, RARE)
     assert once(policy, 2 / 3, RARE).weight == pytest.approx(1 / 65)  # odds 2, past 4: 8
 
 
