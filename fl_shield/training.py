@@ -48,7 +48,8 @@ def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:
 
 def set_arrays(model: nn.Module, arrays: Arrays) -> nn.Module:
     """Copy named arrays into a model and return it; names and shapes must match exactly."""
-    model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+    readable = {name: np.require(a, requirements=("C", "W")) for name, a in arrays.items()}
+    model.load_state_dict({name: torch.from_numpy(a) for name, a in readable.items()})
     return model
 
 

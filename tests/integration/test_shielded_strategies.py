@@ -200,8 +200,9 @@ def test_an_inner_strategy_that_fails_is_not_silenced(
 def test_downweighting_moves_an_update_towards_the_global_model(
     name: str, new_grid: Build, new_shield: Build, scripted: Build, initial: ArrayRecord
 ) -> None:
-    # Score 0.6 has odds 1.5, so the policy's weight is 1 / (1 + 1.5**2) = 4 / 13.
-    shield = new_shield(INNER[name](), mode="downweight", inspector=scripted(limit=0.45, score=0.6))
+    # Score 5 / 6 has odds 5, so the policy's weight is 1 / (1 + 5**2) = 1 / 26.
+    seen = scripted(limit=0.45, score=5 / 6)
+    shield = new_shield(INNER[name](), mode="downweight", inspector=seen)
     ours = shield.start(new_grid(), initial, num_rounds=1)
 
     def moderate(message: Message, reply: Message) -> list[Message]:
@@ -210,7 +211,7 @@ def test_downweighting_moves_an_update_towards_the_global_model(
                 start = from_record(initial)
                 sent = from_record(record)
                 near = {
-                    n: np.asarray(a + 4 / 13 * (sent[n].astype(float) - a))
+                    n: np.asarray(a + 1 / 26 * (sent[n].astype(float) - a))
                     for n, a in start.items()
                 }
                 reply.content[key] = to_record(near, like=start)
@@ -220,7 +221,7 @@ def test_downweighting_moves_an_update_towards_the_global_model(
     assert values(ours.arrays) == values(expected.arrays)
     last = shield.history_[0].verdicts[-1]
     assert last.action is Action.DOWNWEIGHT
-    assert last.weight == pytest.approx(4 / 13)
+    assert last.weight == pytest.approx(1 / 26)
 
 
 @pytest.mark.parametrize("mode", ["filter", "downweight"])
