@@ -256,9 +256,10 @@ class Policy:
         """Vote of an update that is kept, smaller where it or its client's rounds leave a doubt."""
         cut = (1 - JOINT_SHARE) * self.fpr_budget
         least = min(p_value, joint) if p_value < DOUBT else p_value
-        weight = vote(least, odds + _PRIOR_ODDS, cut)
+        posterior = odds + _PRIOR_ODDS
+        weight = vote(least, posterior, cut)
         if past > _REMEMBERED:  # whoever was suspicious is heard in full when all rounds allow it
-            weight = min(weight, vote(joint, odds + _PRIOR_ODDS, cut))
+            weight = min(weight, vote(joint, posterior, cut))
         if self.mode == "downweight":
             weight = max(weight, _suspicious_vote(odds))
         return weight
