@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,9 +14,72 @@ from torch import Tensor, nn
 
 from fl_shield.profile import STATISTICS
 from fl_shield.training import evaluating
-from fl_shield.types import Floats, View
+from fl_shield.types import Flags, Floats, Ints, View
 
 Layers = Sequence[str] | Literal["auto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """What one model says of n inputs: the common food of all one-pass detectors.
+
+    Attributes
+    ----------
+    layers : mapping of str to (n, d) float array
+        Pooled activations by layer, from the input to the head; the last one is the *input* of
+        the head (penultimate activations).
+    logits : (n, n_classes) float array
+    head : (n_classes, d) float array, optional
+        The head's weight, where it is a linear layer.
+
+    Examples
+    --------
+    >>> rows = np.zeros((3, 4))
+    >>> len(Activations(layers={"head": rows}, logits=np.zeros((3, 2))).take(np.array([0, 2])))
+    2
+    """
+
+    layers: Mapping[str, Floats]
+    logits: Floats
+    head: Floats | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("activations need at least one layer, got none")
+        shapes = {name: np.shape(rows) for name, rows in self.layers.items()}
+        shapes["logits"] = np.shape(self.logits)
+        for name, shape in shapes.items():
+            if len(shape) != 2 or shape[0] != len(self.logits):
+                raise ValueError(
+                    f"{name} must be (n, d) with one row an input, got {shape} beside "
+                    f"{len(self.logits)} rows of logits; pool each layer to one row an input"
+                )
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def penultimate(self) -> Floats:
+        """Input of the head, (n, d)."""
+        return self.layers[tuple(self.layers)[-1]]
+
+    @property
+    def labels(self) -> Ints:
+        """Predicted classes, (n,)."""
+        predicted: Ints = self.logits.argmax(1)
+        return predicted
+
+    def take(self, index: Ints | Flags | slice) -> Activations:
+        """Return the inputs at ``index``."""
+        layers = {name: rows[index] for name, rows in self.layers.items()}
+        return Activations(layers=layers, logits=self.logits[index], head=self.head)
+
+    @staticmethod
+    def join(parts: Sequence[Activations]) -> Activations:
+        """Return all inputs of ``parts``, of one model, in order."""
+        layers = {name: np.concatenate([p.layers[name] for p in parts]) for name in parts[0].layers}
+        logits = np.concatenate([p.logits for p in parts])
+        return Activations(layers=layers, logits=logits, head=parts[0].head)
 
 
 def find_layers(model: nn.Module, n_layers: int = 3) -> tuple[str, ...]:
@@ -129,6 +193,52 @@ def activations_of(
     ).numpy()
 
 
+def read_activations(
+    model: nn.Module, x: NDArray[Any], layers: Layers = "auto", batch_size: int = 512
+) -> Activations:
+    """Run a model over inputs (n, ...) and keep what its layers and its head say.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps inputs to logits (n, n_classes); runs in eval mode, its own mode comes back.
+    x : (n, ...) array
+    layers : sequence of str, or "auto"
+        Module names, the head last; ``auto`` asks :func:`find_layers`.
+    batch_size : int
+    """
+    names = find_layers(model) if isinstance(layers, str) else tuple(layers)
+    rows, logits = activations_of(model, x, names, batch_size)
+    return Activations(layers=rows, logits=logits, head=_head_weight(model, names[-1]))
+
+
+def views_beside(points: Activations, references: Activations) -> list[View]:
+    """One view for each watched layer: points (n) beside clean references (m) of one model."""
+    if list(points.layers) != list(references.layers):
+        raise ValueError(
+            f"points have the layers {', '.join(points.layers)} and references "
+            f"{', '.join(references.layers)}: watch the same layers of one model"
+        )
+    bounds = (references.penultimate.min(0), references.penultimate.max(0))
+    own, beside = (
+        logit_statistics(a.logits, a.penultimate, references.head, bounds)
+        for a in (points, references)
+    )
+    depths = np.linspace(1 / len(points.layers), 1, len(points.layers))
+    return [
+        View(
+            name=f"layer:{name}",
+            points=points.layers[name],
+            references=references.layers[name],
+            statistics=own,
+            reference_statistics=beside,
+            kind="activation",
+            depth=float(depth),
+        )
+        for name, depth in zip(points.layers, depths, strict=True)
+    ]
+
+
 def activation_views(
     model: nn.Module, x: NDArray[Any], clean: NDArray[Any], layers: Layers = "auto"
 ) -> list[View]:
@@ -144,26 +254,7 @@ def activation_views(
         Module names, the head last; ``auto`` asks :func:`find_layers`.
     """
     names = find_layers(model) if isinstance(layers, str) else tuple(layers)
-    points, logits = activations_of(model, x, names)
-    references, clean_logits = activations_of(model, clean, names)
-    head = _head_weight(model, names[-1])
-    own, beside = points[names[-1]], references[names[-1]]
-    bounds = (beside.min(0), beside.max(0))
-    statistics = logit_statistics(logits, own, head, bounds)
-    clean_statistics = logit_statistics(clean_logits, beside, head, bounds)
-    depths = np.linspace(1 / len(names), 1, len(names))
-    return [
-        View(
-            name=f"layer:{name}",
-            points=points[name],
-            references=references[name],
-            statistics=statistics,
-            reference_statistics=clean_statistics,
-            kind="activation",
-            depth=float(depth),
-        )
-        for name, depth in zip(names, depths, strict=True)
-    ]
+    return views_beside(read_activations(model, x, names), read_activations(model, clean, names))
 
 
 def _head_weight(model: nn.Module, name: str) -> Floats | None:

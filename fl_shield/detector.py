@@ -11,12 +11,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fl_shield.activations import Layers, activation_views, find_layers
+from fl_shield.activations import (
+    Activations,
+    Layers,
+    find_layers,
+    read_activations,
+    views_beside,
+)
 from fl_shield.calibration import (
     Guarantee,
     conformal_p_values,
@@ -32,6 +37,7 @@ from fl_shield.types import Flags, Floats, View
 
 FORMAT = "fl_shield.metashield/2"
 PRETRAINED = "metashield.safetensors"
+_ONE = slice(0, 1)
 
 STANDARD_LIMIT = 6.0
 """Standardised columns are clipped to [-STANDARD_LIMIT, STANDARD_LIMIT]."""
@@ -260,27 +266,31 @@ class MetaShield:
         """Save the meta-learned weights; the adaptation is cheap and is made again by ``fit``."""
         self.weights.save(path)
 
-    def fit(self, model_or_view: nn.Module | View | Sequence[View], clean: Any = None) -> Self:
+    def fit(
+        self, model_or_view: nn.Module | Activations | View | Sequence[View], clean: Any = None
+    ) -> Self:
         """Adapt to clean inputs of a model, or to the references of views; forgets earlier fits.
 
         Parameters
         ----------
-        model_or_view : nn.Module, View or sequence of View
-            A model to watch, or views whose references are clean.
+        model_or_view : nn.Module, Activations, View or sequence of View
+            A model to watch, its activations on clean inputs, or views whose references are clean.
         clean : (m, ...) array, optional
-            Clean inputs of the model, m >= 4; unused with views.
+            Clean inputs of the model, m >= 4; unused without a model.
         """
         self._model: nn.Module | None = None
+        self._references: Activations | None = None
         if isinstance(model_or_view, nn.Module):
-            if clean is None or len(clean) <= MIN_REFERENCES:
-                raise ValueError(
-                    f"fit(model, clean) needs more than {MIN_REFERENCES} clean inputs, got "
-                    f"{0 if clean is None else len(clean)}; 20 are a good number"
-                )
-            self._model, self._clean = model_or_view, np.asarray(clean)
+            _check_number(0 if clean is None else len(clean))
+            self._model = model_or_view
             auto = isinstance(self.layers, str)
             self._layers = find_layers(model_or_view) if auto else tuple(self.layers)
-        views = self._views(self._clean[:1] if self._model is not None else model_or_view)
+            self._references = read_activations(model_or_view, np.asarray(clean), self._layers)
+        elif isinstance(model_or_view, Activations):
+            _check_number(len(model_or_view))
+            self._references = model_or_view
+        seen = self._references
+        views = self._views(model_or_view) if seen is None else views_beside(seen.take(_ONE), seen)
         self.view_names_ = tuple(view.name for view in views)
         references = self.weights.represent(views).references
         self.adapted_ = Adapted(self.weights, references, self.n_inner_steps)
@@ -289,7 +299,7 @@ class MetaShield:
         return self
 
     def score(self, points: Any) -> Floats:
-        """Suspicion in [0, 1] of inputs (n, ...), or of the points of views; higher is worse."""
+        """Suspicion in [0, 1] of inputs (n, ...), activations or views' points; higher is worse."""
         return self._scores(points).scores
 
     def p_values(self, points: Any) -> Floats:
@@ -322,14 +332,22 @@ class MetaShield:
         return float(1 / (1 + np.exp(-largest)))
 
     def _views(self, points: Any) -> list[View]:
-        if self._model is not None:
-            x: NDArray[Any] = np.asarray(points)
-            return activation_views(self._model, x, self._clean, self._layers)
-        return [points] if isinstance(points, View) else list(points)
+        if self._references is None:
+            return [points] if isinstance(points, View) else list(points)
+        if self._model is not None and not isinstance(points, Activations):
+            points = read_activations(self._model, np.asarray(points), self._layers)
+        return views_beside(points, self._references)
 
     def _scores(self, points: Any) -> Scores:
         adapted = self._fitted()
         return adapted.score(self.weights.represent(self._views(points)).points)
+
+
+def _check_number(n: int) -> None:
+    if n <= MIN_REFERENCES:
+        raise ValueError(
+            f"fit needs more than {MIN_REFERENCES} clean inputs, got {n}; 20 are a good number"
+        )
 
 
 def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
