@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,8 +26,8 @@ class Activations:
     Attributes
     ----------
     layers : mapping of str to (n, d) float array
-        Pooled activations by layer, from the input to the head; the last one is the *input* of
-        the head (penultimate activations).
+        Pooled activations by layer and way of pooling (``conv2:max``), from the input to the
+        head; the last one is the *input* of the head (penultimate activations).
     logits : (n, n_classes) float array
     head : (n_classes, d) float array, optional
         The head's weight, where it is a linear layer.
@@ -124,6 +124,87 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, norms)
 
 
+def find_stages(model: nn.Module, n_layers: int = 3) -> tuple[str, ...]:
+    """Names of the stages of a network, spread over its depth, the head last.
+
+    A stage is a direct child with parameters (a convolution, a block of layers); where there are
+    too few, the largest child is taken apart. The head is the last ``nn.Linear``, watched at its
+    *input*. The others are evenly spaced before it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network that has at least one module with parameters.
+    n_layers : int
+        How many names to give at most, the head included.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(7)))
+    >>> find_stages(net)
+    ('2', '4', '6')
+    """
+    head = find_layers(model, 1)[0]
+    stages = _stages(model, n_layers + 1)
+    before = [n for n in stages if n != head and not head.startswith(f"{n}.")]
+    places = np.linspace(0, len(before), n_layers + 1)[1:-1]
+    chosen = [before[i] for i in sorted({int(place) for place in places}) if i < len(before)]
+    return (*chosen, head)
+
+
+def _stages(model: nn.Module, at_least: int) -> list[str]:
+    """Children with parameters, in order; the largest is opened until there are enough."""
+    modules = dict(model.named_modules())
+    stages = _children(modules, "")
+    while len(stages) < at_least or any(_is_list(modules[n]) for n in stages):
+        opened = [n for n in stages if _children(modules, n)]
+        if not opened:
+            break
+        first = max(opened, key=lambda n: (_is_list(modules[n]), _size(modules[n])))
+        place = stages.index(first)
+        stages[place : place + 1] = _children(modules, first)
+    return stages
+
+
+def _children(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    skipped = (nn.Embedding, nn.LayerNorm, nn.GroupNorm)
+    found = [f"{name}.{n}" if name else n for n, _ in modules[name].named_children()]
+    return [
+        n
+        for n in found
+        if _size(modules[n]) and not isinstance(modules[n], skipped) and not _is_norm(modules[n])
+    ]
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def pooled_ways(activation: Tensor) -> dict[str, Tensor]:
+    """One row an input, in every way that may show a trigger: mean and maximum, last step.
+
+    Parameters
+    ----------
+    activation : (n, c, h, w), (n, length, d) or (n, d) tensor
+
+    Examples
+    --------
+    >>> sorted(pooled_ways(torch.ones(2, 5, 4)))
+    [':last', ':max', ':mean']
+    """
+    if activation.ndim >= 4:
+        flat = activation.flatten(2)
+        return {":mean": flat.mean(-1), ":max": flat.amax(-1)}
+    if activation.ndim == 3:
+        mean, largest = activation.mean(1), activation.amax(1)
+        return {":mean": mean, ":max": largest, ":last": activation[:, -1]}
+    return {"": pooled(activation)}
+
+
 def pooled(activation: Tensor) -> Tensor:
     """One row an input: spatial means of (n, c, h, w), last step of (n, length, d), else flat.
 
@@ -140,12 +221,14 @@ def pooled(activation: Tensor) -> Tensor:
 
 
 @contextmanager
-def watching(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def watching(
+    model: nn.Module, layers: Sequence[str], pool: Callable[[Tensor], Any] = pooled
+) -> Iterator[dict[str, Any]]:
     """Collect pooled activations while the model runs: outputs of layers, the last one's input.
 
     Yields
     ------
-    dict of str to (n, d) tensor
+    dict of str to what ``pool`` makes of an activation, by default an (n, d) tensor
         Filled by each forward pass and overwritten by the next one.
     """
     modules = dict(model.named_modules())
@@ -155,17 +238,17 @@ def watching(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
             f"no layer named {unknown[0]!r} in {type(model).__name__}; "
             f"known layers: {', '.join(n for n in modules if n)}"
         )
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def keep_output(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            seen[name] = pooled(first.detach())
+            seen[name] = pool(first.detach())
 
         return hook
 
     def keep_input(_module: nn.Module, inputs: Any) -> None:
-        seen[layers[-1]] = pooled(inputs[0].detach())
+        seen[layers[-1]] = pool(inputs[0].detach())
 
     handles = [modules[name].register_forward_hook(keep_output(name)) for name in layers[:-1]]
     handles.append(modules[layers[-1]].register_forward_pre_hook(keep_input))
@@ -193,6 +276,7 @@ def activations_of(
     ).numpy()
 
 
+@torch.inference_mode()
 def read_activations(
     model: nn.Module, x: NDArray[Any], layers: Layers = "auto", batch_size: int = 512
 ) -> Activations:
@@ -204,12 +288,23 @@ def read_activations(
         Maps inputs to logits (n, n_classes); runs in eval mode, its own mode comes back.
     x : (n, ...) array
     layers : sequence of str, or "auto"
-        Module names, the head last; ``auto`` asks :func:`find_layers`.
+        Module names, the head last; ``auto`` asks :func:`find_stages`.
     batch_size : int
     """
-    names = find_layers(model) if isinstance(layers, str) else tuple(layers)
-    rows, logits = activations_of(model, x, names, batch_size)
-    return Activations(layers=rows, logits=logits, head=_head_weight(model, names[-1]))
+    names = find_stages(model) if isinstance(layers, str) else tuple(layers)
+    rows: dict[str, list[Tensor]] = {}
+    logits: list[Tensor] = []
+    with evaluating(model), watching(model, names, pooled_ways) as seen:
+        for batch in torch.split(torch.from_numpy(x), batch_size):
+            logits.append(model(batch).float())
+            for name in names:
+                for way, part in seen[name].items():
+                    rows.setdefault(name + way, []).append(part.float())
+    return Activations(
+        layers={name: torch.cat(parts).numpy() for name, parts in rows.items()},
+        logits=torch.cat(logits).numpy(),
+        head=_head_weight(model, names[-1]),
+    )
 
 
 def views_beside(points: Activations, references: Activations) -> list[View]:
@@ -251,9 +346,9 @@ def activation_views(
     x, clean : arrays
         Inputs to judge (n, ...) and clean references (m, ...), m >= 3.
     layers : sequence of str, or "auto"
-        Module names, the head last; ``auto`` asks :func:`find_layers`.
+        Module names, the head last; ``auto`` asks :func:`find_stages`.
     """
-    names = find_layers(model) if isinstance(layers, str) else tuple(layers)
+    names = find_stages(model) if isinstance(layers, str) else tuple(layers)
     return views_beside(read_activations(model, x, names), read_activations(model, clean, names))
 
 

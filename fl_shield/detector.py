@@ -56,7 +56,8 @@ class Weights:
     nulls : mapping of str to (k,) float32 tensor
         Quantiles of standardised benign scores over held-out meta-training tasks, apart for
         ``inputs`` of a model, ``updates`` of clients, and ``first updates``: those of a round
-        without accepted updates of earlier rounds among its references.
+        without accepted updates of earlier rounds among its references. ``inputs@20`` is for
+        about 20 references.
     config : MetaConfig
     card : mapping of str to str
         Seed, command, data, families: what the model card says.
@@ -68,6 +69,19 @@ class Weights:
     nulls: Mapping[str, Tensor]
     config: MetaConfig
     card: Mapping[str, str]
+
+    def null_for(self, kind: str, n_references: int) -> Floats:
+        """Null distribution of a kind of tasks at the number of references nearest to this one.
+
+        The fewer references, the less sure their mean and spread, and the heavier the tail: a kind
+        may have one distribution for each of several numbers, named ``inputs@20``.
+        """
+        sizes = [int(n.partition("@")[2]) for n in self.nulls if n.startswith(f"{kind}@")]
+        if sizes:
+            nearest = min(sizes, key=lambda size: abs(np.log(size / max(n_references, 1))))
+            kind = f"{kind}@{nearest}"
+        null: Floats = self.nulls[kind].double().numpy()
+        return null
 
     def represent(self, views: Sequence[View]) -> Profiles:
         """What these weights read of views of the same points: 128 numbers a point and view."""
@@ -176,7 +190,7 @@ class Adapted:
         null: str = "inputs",
     ) -> None:
         self._weights = weights
-        self._null = weights.nulls[null].double().numpy()
+        self._null = weights.null_for(null, len(references))
         self._steps = weights.config.n_inner_steps if n_inner_steps is None else n_inner_steps
         self._present = torch.ones(references.shape[1])
         rows = weights.standard(references)

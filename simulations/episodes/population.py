@@ -1,0 +1,240 @@
+"""Which victims there are: every number of each, drawn from seeds, and what each is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from fl_shield.attacks import PoisonScheme
+from fl_shield.errors import ScenarioError
+from fl_shield.rng import keyed
+from fl_shield.simulations.victims.zoo import ARCHITECTURES
+from fl_shield.triggers import (
+    HELD_OUT_FAMILIES,
+    STATE_TRIGGERS,
+    TEXT_TRIGGERS,
+    VISION_TRIGGERS,
+)
+
+Start = Literal["warm", "scratch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolFacts:
+    """What drawing a victim must know of a data set before anything is loaded.
+
+    Attributes
+    ----------
+    domain, kind : str
+    n_classes : int
+    warm_share : float
+        Share of victims that start from a clean model: what from scratch costs minutes is rare.
+    architectures : tuple of str
+    """
+
+    domain: str
+    kind: str
+    n_classes: int
+    warm_share: float
+    architectures: tuple[str, ...]
+
+
+_CONVOLUTIONAL = ("cnn", "resnet", "mlp")
+
+
+def _pictures(n_classes: int, warm_share: float = 0.95, domain: str = "cv") -> PoolFacts:
+    return PoolFacts(
+        domain=domain,
+        kind="image",
+        n_classes=n_classes,
+        warm_share=warm_share,
+        architectures=_CONVOLUTIONAL,
+    )
+
+
+def _texts(n_classes: int) -> PoolFacts:
+    return PoolFacts(
+        domain="nlp",
+        kind="text",
+        n_classes=n_classes,
+        warm_share=0.75,
+        architectures=ARCHITECTURES["text"],
+    )
+
+
+def _control(n_classes: int) -> PoolFacts:
+    return PoolFacts(
+        domain="rl",
+        kind="state",
+        n_classes=n_classes,
+        warm_share=0.0,
+        architectures=ARCHITECTURES["state"],
+    )
+
+
+POOLS: Mapping[str, PoolFacts] = {
+    "digits": replace(_pictures(10, 0.7), architectures=ARCHITECTURES["image"]),
+    "glyphs": replace(_pictures(62, 0.9), architectures=ARCHITECTURES["image"]),
+    "femnist": _pictures(62),
+    "cifar10": _pictures(10),
+    "gtsrb": _pictures(43),
+    "tiny-imagenet": _pictures(20),
+    "pong": _pictures(3, domain="rl"),
+    "ag-news": _texts(4),
+    "sst2": _texts(2),
+    "shakespeare": _texts(80),
+    "roles": _texts(80),
+    "cartpole": _control(2),
+    "acrobot": _control(3),
+    "mountaincar": _control(3),
+}
+"""Every data set that victims are trained on. The vision transformer learns from small images only:
+with this much data it is far behind the convolutions on photographs.
+"""
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "image": VISION_TRIGGERS,
+    "text": TEXT_TRIGGERS,
+    "state": STATE_TRIGGERS,
+}
+
+CLEAN_SHARE = 0.12
+"""Share of victims without a backdoor; they see their trigger at test time only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimSetting:
+    """One victim; everything in it follows from these numbers.
+
+    Attributes
+    ----------
+    seed : int
+    pool, architecture, family : str
+        Data set, network and trigger; a clean victim sees the trigger at test time only.
+    target_label : int
+    poison_rate : float
+        Share of the attackable examples with a triggered copy; 0 = a clean victim.
+    scheme : PoisonScheme
+    start : {"warm", "scratch"}
+        From a clean model of the same data and network, or from a draw of its own.
+    evaluation : bool
+        Kept for evaluation: no weights ever learn from it.
+    """
+
+    seed: int
+    pool: str
+    architecture: str
+    family: str
+    target_label: int
+    poison_rate: float
+    scheme: PoisonScheme
+    start: Start
+    evaluation: bool = False
+
+    @property
+    def domain(self) -> str:
+        """``cv``, ``nlp`` or ``rl``."""
+        return POOLS[self.pool].domain
+
+    @property
+    def backdoored(self) -> bool:
+        """Whether it was trained with a trigger."""
+        return self.poison_rate > 0
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain numbers for the manifest and the cache key."""
+        return {"source": "victim", **asdict(self)}
+
+
+def families_of(pool: str, *, held_out: bool) -> tuple[str, ...]:
+    """Trigger families of a data set: those never trained on, or the others.
+
+    Examples
+    --------
+    >>> families_of("cartpole", held_out=True)
+    ('state_pair',)
+    """
+    return tuple(f for f in FAMILIES[POOLS[pool].kind] if (f in HELD_OUT_FAMILIES) == held_out)
+
+
+def draw_victim(pool: str, family: str, seed: int, *, evaluation: bool = False) -> VictimSetting:
+    """Draw a victim of one data set and trigger family; the same seed gives the same one.
+
+    Examples
+    --------
+    >>> draw_victim("digits", "patch", 3) == draw_victim("digits", "patch", 3)
+    True
+    """
+    facts = _facts(pool)
+    rng = keyed(seed, 41, tuple(POOLS).index(pool), *family.encode())
+    clean = rng.random() < CLEAN_SHARE and not evaluation
+    warm = rng.random() < facts.warm_share
+    label = int(rng.integers(facts.n_classes))
+    return VictimSetting(
+        seed=seed,
+        pool=pool,
+        architecture=str(rng.choice(facts.architectures)),
+        family=family,
+        target_label=label,
+        poison_rate=0.0 if clean else float(rng.uniform(0.05, 0.5)),
+        scheme=_draw_scheme(facts, label, evaluation, rng),
+        start="warm" if warm else "scratch",
+        evaluation=evaluation,
+    )
+
+
+def _draw_scheme(
+    facts: PoolFacts, target: int, evaluation: bool, rng: np.random.Generator
+) -> PoisonScheme:
+    """All to one for most, and for all of evaluation's; the rest of the variants in turn."""
+    kind = rng.random()
+    if evaluation or kind < 0.7:
+        return PoisonScheme()
+    if kind < 0.78:
+        return PoisonScheme(labels="all_to_all")
+    if kind < 0.86 and facts.n_classes > 2:
+        others = [label for label in range(facts.n_classes) if label != target]
+        return PoisonScheme(labels="source_specific", source_label=int(rng.choice(others)))
+    return PoisonScheme(cover_rate=float(rng.uniform(0.02, 0.15)))
+
+
+def _facts(pool: str) -> PoolFacts:
+    if pool not in POOLS:
+        raise ScenarioError(f"data set must be one of {', '.join(POOLS)}, got {pool!r}")
+    return POOLS[pool]
+
+
+def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting]:
+    """Victims to learn from: families in turn, none of the held-out ones.
+
+    Parameters
+    ----------
+    counts : mapping of str to int
+        Victims of each data set.
+    seed : int
+    """
+    drawn = []
+    for pool, n in counts.items():
+        families = families_of(pool, held_out=False)
+        for i in range(n):
+            drawn.append(draw_victim(pool, families[i % len(families)], seed * 100_000 + i))
+    return drawn
+
+
+def evaluation_victims(pools: Sequence[str], n_each: int, seed: int) -> list[VictimSetting]:
+    """Victims that no weights learn from: ``n_each`` of every held-out family of each data set,
+    and as many over its other families, in turn.
+    """
+    first = seed * 100_000 + 50_000
+    drawn = []
+    for pool in pools:
+        for held_out in (True, False):
+            families = families_of(pool, held_out=held_out)
+            n = n_each * len(families) if held_out else n_each
+            for i in range(n):
+                family = families[i % len(families)]
+                drawn.append(draw_victim(pool, family, first + i, evaluation=True))
+    return drawn

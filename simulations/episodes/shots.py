@@ -1,0 +1,87 @@
+"""Recordings as meta-learning tasks: N clean references of one victim beside points to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_shield.activations import Activations, views_beside
+from fl_shield.meta import Episode
+from fl_shield.representation import REPRESENTATIONS
+from fl_shield.rng import keyed
+from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.types import Ints, Representation
+
+FEWEST, MOST = 5, 50
+"""References of a training task: drawn evenly on a logarithmic scale between these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shots:
+    """References, and points with labels: 0 = clean, 1 = triggered and obeyed, 2 = missed.
+
+    Attributes
+    ----------
+    references, points : Activations
+    labels : (n_points,) int array
+    """
+
+    references: Activations
+    points: Activations
+    labels: Ints
+
+
+def shots_of(recording: Recording, n_shots: int, rng: np.random.Generator) -> Shots:
+    """Draw N references of a recording; the points are all others, a clean victim's all label 0.
+
+    Parameters
+    ----------
+    recording : Recording
+    n_shots : int
+        At most the recorded references.
+    rng : numpy.random.Generator
+    """
+    held = len(recording.references)
+    if not 1 <= n_shots <= held:
+        raise ValueError(f"n_shots must be in 1..{held}, the recorded references; got {n_shots}")
+    drawn = np.sort(rng.permutation(held)[:n_shots])
+    outcome = np.where(recording.reached, 1, 2) if recording.backdoored else recording.reached * 0
+    return Shots(
+        references=recording.references.take(drawn),
+        points=Activations.join([recording.clean, recording.triggered]),
+        labels=np.concatenate([np.zeros(len(recording.clean), np.int64), outcome]),
+    )
+
+
+def episode_of(
+    recording: Recording,
+    which: int,
+    n_points: int = 60,
+    representation: Representation = "profile",
+) -> Episode:
+    """Make one training task of a recording: another ``which`` draws other references.
+
+    Parameters
+    ----------
+    recording : Recording
+    which : int
+    n_points : int
+        Clean points kept at most, and as many triggered ones that the victim obeys.
+    representation : {"profile", "pca"}
+    """
+    rng = keyed(int(recording.facts["seed"]), 61, which, *str(recording.facts["pool"]).encode())
+    n_shots = round(float(np.exp(rng.uniform(np.log(FEWEST), np.log(MOST)))))
+    drawn = shots_of(recording, n_shots, rng)
+    kept = np.concatenate(
+        [rng.permutation(np.flatnonzero(drawn.labels == label))[:n_points] for label in (0, 1)]
+    )
+    views = views_beside(drawn.points.take(kept), drawn.references)
+    profiles = REPRESENTATIONS[representation](views)
+    return Episode(
+        support=profiles.references,
+        query=profiles.points,
+        labels=drawn.labels[kept],
+        family=str(recording.facts["family"]) if recording.backdoored else "none",
+        domain=f"{recording.domain}-{recording.facts['pool']}",
+    )

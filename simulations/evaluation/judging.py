@@ -1,0 +1,167 @@
+"""One victim judged by one detector from N clean inputs: every figure of merit, in one row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fl_shield.metrics import auroc, rates, tpr_at_fpr
+from fl_shield.rng import keyed
+from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.simulations.episodes.shots import Shots, shots_of
+from fl_shield.types import Flags, Floats
+
+BUDGETS = (0.05, 0.01)
+"""False-positive budgets that thresholds are set for."""
+
+
+class OnePass(Protocol):
+    """A detector that reads activations."""
+
+    def fit(self, model_or_view: Any, clean: Any = None) -> Any:
+        """Learn from clean references."""
+        ...
+
+    def score(self, points: Any) -> Floats:
+        """Suspicion, (n,)."""
+        ...
+
+    def p_values(self, points: Any) -> Floats:
+        """P-values, (n,)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one detector made of one victim.
+
+    Attributes
+    ----------
+    detector, split : str
+    n_shots : int
+        Clean inputs that the detector was given.
+    pool, domain, architecture, family : str
+        The victim.
+    seed : int
+    auc, tpr_at_fpr_5 : float
+        Clean inputs against triggered ones that the victim obeys; the second by the best
+        threshold in hindsight.
+    tpr_5, fpr_5, tpr_1, fpr_1 : float
+        Flagged shares at p <= 5 % and 1 %: the threshold comes from clean inputs only.
+    f2_5 : float
+    missed_flagged : float
+        Flagged share, at 5 %, of triggered inputs that the victim does not obey; NaN without any.
+    fit_seconds, score_seconds : float
+        Adaptation, and judging one input.
+    """
+
+    detector: str
+    split: str
+    n_shots: int
+    pool: str
+    domain: str
+    architecture: str
+    family: str
+    seed: int
+    auc: float
+    tpr_at_fpr_5: float
+    tpr_5: float
+    fpr_5: float
+    tpr_1: float
+    fpr_1: float
+    f2_5: float
+    missed_flagged: float
+    fit_seconds: float
+    score_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, NaN as None."""
+        return {k: None if v != v else v for k, v in asdict(self).items()}
+
+
+def shots_for(recording: Recording, n_shots: int) -> Shots:
+    """Draw the N references that every detector gets of a victim: the same for all of them."""
+    facts = recording.facts
+    rng = keyed(int(facts["seed"]), 71, n_shots, *str(facts["pool"] + facts["family"]).encode())
+    return shots_of(recording, n_shots, rng)
+
+
+def judge(
+    detector: OnePass, recording: Recording, n_shots: int, *, name: str, split: str
+) -> Row | None:
+    """Judge one victim; None where no triggered input reaches the target.
+
+    Parameters
+    ----------
+    detector : OnePass
+    recording : Recording
+        Of a backdoored victim.
+    n_shots : int
+    name, split : str
+        What the row calls the detector and its weights.
+    """
+    shots = shots_for(recording, n_shots)
+    started = time.perf_counter()
+    fitted = detector.fit(shots.references)
+    fit_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    scores = np.asarray(fitted.score(shots.points))
+    score_seconds = (time.perf_counter() - started) / len(shots.points)
+    p_values = np.asarray(fitted.p_values(shots.points))
+    return row_of(
+        shots,
+        scores,
+        p_values,
+        recording.facts,
+        name=name,
+        split=split,
+        seconds=(fit_seconds, score_seconds),
+    )
+
+
+def row_of(
+    shots: Shots,
+    scores: Floats,
+    p_values: Floats,
+    facts: Mapping[str, Any],
+    *,
+    name: str,
+    split: str,
+    seconds: tuple[float, float] = (float("nan"), float("nan")),
+) -> Row | None:
+    """Row of scores and p-values (n_points,) in the order of the points of ``shots``."""
+    judged = shots.labels < 2
+    labels = shots.labels[judged]
+    if not labels.any() or labels.all():
+        return None
+    flags = p_values <= BUDGETS[0]
+    at_5, at_1 = (_shares(labels, p_values[judged] <= budget) for budget in BUDGETS)
+    missed = flags[shots.labels == 2]
+    return Row(
+        detector=name,
+        split=split,
+        n_shots=len(shots.references),
+        pool=str(facts["pool"]),
+        domain=str(facts["domain"]),
+        architecture=str(facts["architecture"]),
+        family=str(facts["family"]),
+        seed=int(facts["seed"]),
+        auc=auroc(labels, scores[judged]),
+        tpr_at_fpr_5=tpr_at_fpr(labels, scores[judged], 0.05),
+        tpr_5=at_5[0],
+        fpr_5=at_5[1],
+        tpr_1=at_1[0],
+        fpr_1=at_1[1],
+        f2_5=rates(labels, flags[judged])["f2"],
+        missed_flagged=float(missed.mean()) if len(missed) else float("nan"),
+        fit_seconds=seconds[0],
+        score_seconds=seconds[1],
+    )
+
+
+def _shares(labels: Any, flags: Flags) -> tuple[float, float]:
+    return float(flags[labels == 1].mean()), float(flags[labels == 0].mean())

@@ -1,0 +1,74 @@
+"""What is left out of meta-training, and which victims are judged by the weights that result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fl_shield.errors import ScenarioError
+from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.triggers import HELD_OUT_FAMILIES
+
+Axis = Literal["trigger", "dataset", "domain", "architecture"]
+AXES: tuple[Axis, ...] = ("trigger", "dataset", "domain", "architecture")
+
+_FACT: Mapping[str, str] = {
+    "dataset": "pool",
+    "domain": "domain",
+    "architecture": "architecture",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One way to part the victims.
+
+    Attributes
+    ----------
+    axis : {"trigger", "dataset", "domain", "architecture"}
+    left_out : str
+        The data set, domain or network that no training victim has; of triggers it is always
+        ``held-out``: those families are never trained on, whatever the split.
+    """
+
+    axis: Axis
+    left_out: str
+
+    @property
+    def name(self) -> str:
+        """Such as ``dataset-cifar10``."""
+        return f"{self.axis}-{self.left_out}"
+
+    def trains_on(self, facts: Mapping[str, Any]) -> bool:
+        """Whether weights of this split may learn from a victim."""
+        if facts["evaluation"] or facts["family"] in HELD_OUT_FAMILIES:
+            return False
+        return self.axis == "trigger" or facts[_FACT[self.axis]] != self.left_out
+
+    def judges(self, facts: Mapping[str, Any]) -> bool:
+        """Whether a victim is judged by weights of this split."""
+        if not facts["evaluation"]:
+            return False
+        if self.axis == "trigger":
+            return facts["family"] in HELD_OUT_FAMILIES
+        return bool(facts[_FACT[self.axis]] == self.left_out)
+
+
+def all_splits(recordings: Sequence[Recording], axes: Sequence[str] = AXES) -> list[Split]:
+    """Every split that the recorded victims allow, the held-out triggers first.
+
+    Raises
+    ------
+    ScenarioError
+        For an unknown axis.
+    """
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown:
+        raise ScenarioError(f"a table must be one of {', '.join(AXES)}, got {unknown[0]!r}")
+    found = [Split(axis="trigger", left_out="held-out")] if "trigger" in axes else []
+    for axis in AXES[1:]:
+        if axis in axes:
+            values = dict.fromkeys(str(r.facts[_FACT[axis]]) for r in recordings)
+            found += [Split(axis=axis, left_out=value) for value in values]
+    return found
