@@ -33,7 +33,7 @@ def fetch(name: str, partition_by: str) -> Any:
     """
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    if not offline and not _reachable(hub):
+    if not offline and not reachable(hub):
         raise missing(name, f"reach of {hub}", "could not be fetched: no network")
     # imported here: five seconds that no other data set should pay
     from flwr_datasets import FederatedDataset
@@ -51,7 +51,7 @@ def fetch(name: str, partition_by: str) -> Any:
     return partitioner
 
 
-def _reachable(url: str) -> bool:
+def reachable(url: str) -> bool:
     """Whether the host of a URL has a known address, or a proxy stands before it."""
     parts = urlsplit(url)
     if urllib.request.getproxies().get(parts.scheme):

@@ -64,7 +64,7 @@ def hub_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         served = dataset
         monkeypatch.setattr(flwr_datasets, "FederatedDataset", Served)
-        monkeypatch.setattr(hub, "_reachable", lambda url: True)
+        monkeypatch.setattr(hub, "reachable", lambda url: True)
 
     return serve
 
