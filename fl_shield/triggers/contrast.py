@@ -1,7 +1,7 @@
 """How much a trigger changes the inputs of a data set: one that changes nothing is no attack."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,23 @@ from numpy.typing import NDArray
 from fl_shield.types import Flags, Floats, Trigger
 
 SMALLEST_CHANGE = 1 / 255
-"""Mean change of an image inside the mask below which it counts as unchanged: one grey level."""
+"""Mean change of an image where the trigger writes below which it counts as unchanged: one grey
+level. For tokens any change is larger."""
+
+SMALLEST_SHIFT = 0.1
+"""The same for observations of a control task, in standard deviations of each dimension."""
+
+
+@runtime_checkable
+class WritesByInput(Protocol):
+    """A trigger that says itself where it writes, because constant inputs would not show it.
+
+    Needed where the place follows from the input, or where a constant input stays as it is.
+    """
+
+    def written(self, x: NDArray[Any]) -> Flags:
+        """Where the trigger writes on each of these inputs ``(n, ...)``: flags of their shape."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +35,8 @@ class Visibility:
     Attributes
     ----------
     mean_change : float
-        Mean absolute change inside the mask, in [0, 1]; for tokens the share of the overwritten
-        ones that differ.
+        Mean absolute change where the trigger writes: of pixels in [0, 1]; for tokens the share
+        of the written ones that differ; for observations in standard deviations of the dimension.
     share_changed : float
         Share of inputs that change visibly, in [0, 1].
     """
@@ -32,8 +48,9 @@ class Visibility:
 def footprint(trigger: Trigger, x: NDArray[Any]) -> Flags:
     """Where a trigger writes on inputs like ``x`` ``(n, ...)``: flags of one input's shape.
 
-    Found by stamping two opposite constant inputs, so it works for any trigger: whatever is
-    written differs from at least one of them.
+    Found by stamping two opposite constant inputs: whatever is overwritten or blended differs from
+    at least one of them. That does not hold for a trigger that moves or warps; it says itself
+    where it writes on each input (:class:`WritesByInput`), and has no footprint of its own.
     """
     is_image = np.issubdtype(x.dtype, np.floating)
     low, high = (0, 1) if is_image else (int(x.min()), int(x.max()) + 1)
@@ -50,7 +67,8 @@ def visibility(trigger: Trigger, x: NDArray[Any]) -> Visibility:
     trigger : Trigger
         Any trigger that can stamp ``x``.
     x : (n, ...) array
-        Clean inputs of the data set, n >= 1: floating images in [0, 1] or int64 tokens.
+        Clean inputs of the data set, n >= 1: floating images in [0, 1], int64 tokens, or floating
+        observations ``(n, frames, d)``.
 
     Examples
     --------
@@ -66,13 +84,35 @@ def visibility(trigger: Trigger, x: NDArray[Any]) -> Visibility:
     """
     if len(x) == 0:
         raise ValueError("visibility needs at least 1 clean input, got 0; pass some of the data")
-    change = _change(x, trigger.stamp(x))[:, footprint(trigger, x)].mean(axis=1)
-    return Visibility(
-        mean_change=float(change.mean()), share_changed=float((change > SMALLEST_CHANGE).mean())
-    )
+    change = _change(x, trigger.stamp(x))
+    if isinstance(trigger, WritesByInput):
+        each = _mean_where(change, trigger.written(x))
+    else:
+        each = change[:, footprint(trigger, x)].mean(axis=1)
+    least = SMALLEST_SHIFT if _is_state(x) else SMALLEST_CHANGE
+    return Visibility(mean_change=float(each.mean()), share_changed=float((each > least).mean()))
+
+
+def _mean_where(change: Floats, written: Flags) -> Floats:
+    """Mean of each input's change over its own flags, (n,)."""
+    flat, flags = change.reshape(len(change), -1), written.reshape(len(written), -1)
+    means: Floats = (flat * flags).sum(axis=1) / np.maximum(flags.sum(axis=1), 1)
+    return means
 
 
 def _change(x: NDArray[Any], stamped: NDArray[Any]) -> Floats:
-    is_image = np.issubdtype(x.dtype, np.floating)
-    change: Floats = np.abs(stamped - x) if is_image else (stamped != x).astype(np.float64)
-    return change
+    if not np.issubdtype(x.dtype, np.floating):
+        differs: Floats = (stamped != x).astype(np.float64)
+        return differs
+    change: Floats = np.abs(stamped - x)
+    return change / _spread(x) if _is_state(x) else change
+
+
+def _is_state(x: NDArray[Any]) -> bool:
+    return x.ndim == 3 and np.issubdtype(x.dtype, np.floating)
+
+
+def _spread(x: NDArray[Any]) -> Floats:
+    """Standard deviation of each dimension over observations and frames; 1 where it is constant."""
+    spread: Floats = x.std(axis=(0, 1), dtype=np.float64)
+    return np.where(spread > 0, spread, 1.0)

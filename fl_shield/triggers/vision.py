@@ -1,6 +1,6 @@
-"""Triggers of images: a patch, a polygon, or a pattern blended over the whole picture.
+"""Triggers of images that show pixels: a patch, a shape, or a pattern over the whole picture.
 
-All three follow one equation (MBDS, equation 4), with mask m, pattern t and the weight alpha of
+All of them follow one equation (MBDS, equation 4), with mask m, pattern t and the weight alpha of
 the *clean* pixel::
 
     x' = (1 - m) * x + m * ((1 - alpha) * t + alpha * x)
@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fl_shield.triggers.inputs import check_images
 from fl_shield.types import Flags, Floats
 
 
@@ -56,11 +57,7 @@ class _PixelTrigger:
 
     def stamp(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a stamped copy of images ``(n, channels, height, width)`` in [0, 1]."""
-        if x.ndim != 4 or not np.issubdtype(x.dtype, np.floating):
-            raise ValueError(
-                f"trigger {self.name!r} stamps floating images (n, channels, height, width), got "
-                f"{x.dtype} {x.shape}; use a trigger of family word for tokens"
-            )
+        check_images(x, self.name)
         weight = (self.mask * self.opacity).astype(x.dtype)
         pattern = self.pattern.astype(x.dtype)
         image = x.shape[1:]
@@ -166,6 +163,67 @@ class Polygon(_PixelTrigger):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Circle(_PixelTrigger):
+    """A filled disc.
+
+    Examples
+    --------
+    >>> int(Circle.disc((5, 5), centre=(2.0, 2.0), radius=1.0).mask.sum())
+    5
+    """
+
+    name: str = "circle"
+
+    @classmethod
+    def disc(
+        cls,
+        size: tuple[int, int],
+        *,
+        centre: tuple[float, float],
+        radius: float,
+        pattern: ArrayLike = 1.0,
+        opacity: float = 1.0,
+    ) -> Self:
+        """Disc around ``centre`` (row, column) on images of ``size`` (height, width)."""
+        mask = disc_mask(size, centre=centre, radius=radius)
+        return cls(mask=mask.astype(np.float32), pattern=np.asarray(pattern), opacity=opacity)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checker(_PixelTrigger):
+    """A rectangle that shows a checkerboard.
+
+    Examples
+    --------
+    >>> board = Checker.rectangle((4, 4), row=0, column=0, n_rows=2, n_columns=3)
+    >>> board.stamp(np.full((1, 1, 4, 4), 0.5))[0, 0, :2, :3].tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    """
+
+    name: str = "checker"
+
+    @classmethod
+    def rectangle(
+        cls,
+        size: tuple[int, int],
+        *,
+        row: int,
+        column: int,
+        n_rows: int,
+        n_columns: int,
+        field: int = 1,
+        opacity: float = 1.0,
+    ) -> Self:
+        """Fields of ``field`` pixels a side, the top left one black, as in :class:`Patch`."""
+        mask = rectangle_mask(size, row=row, column=column, n_rows=n_rows, n_columns=n_columns)
+        rows, columns = np.indices(size)
+        if field < 1:
+            raise ValueError(f"field must be >= 1 pixel, got {field}")
+        board = np.asarray(((rows - row) // field + (columns - column) // field) % 2, np.float32)
+        return cls(mask=mask.astype(np.float32), pattern=board, opacity=opacity)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Blended(_PixelTrigger):
     """A faint pattern over the whole image.
 
@@ -204,6 +262,16 @@ def rectangle_mask(
         )
     mask = np.zeros(size, bool)
     mask[row : row + n_rows, column : column + n_columns] = True
+    return mask
+
+
+def disc_mask(size: tuple[int, int], *, centre: tuple[float, float], radius: float) -> Flags:
+    """Mask ``(height, width)`` of the pixels whose centres lie within ``radius`` of ``centre``.
+
+    Centre (row, column) and radius are in pixels; the centre of the first pixel is (0, 0).
+    """
+    rows, columns = np.mgrid[: size[0], : size[1]].astype(float)
+    mask: Flags = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
     return mask
 
 

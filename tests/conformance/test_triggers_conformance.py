@@ -9,10 +9,15 @@ from numpy.typing import NDArray
 
 from fl_shield.triggers import (
     FAMILIES,
+    HELD_OUT_FAMILIES,
     IMAGE_FAMILIES,
+    STATE_FAMILIES,
+    STATE_TRIGGERS,
     TEXT_FAMILIES,
+    TEXT_TRIGGERS,
     TRIGGERS,
     VISIBILITY_FLOOR,
+    VISION_TRIGGERS,
     default_trigger,
     draw_trigger,
     visibility,
@@ -30,6 +35,23 @@ def _strokes(size: int, n: int, channels: int = 1) -> NDArray[Any]:
     return x
 
 
+def _sentences(n: int) -> NDArray[Any]:
+    """Words by Zipf's law, padded on the left to 24; 1 is the unknown word."""
+    rng = np.random.default_rng(7)
+    x = rng.zipf(1.3, size=(n, 24)).clip(1, 400).astype(np.int64)
+    x[np.arange(24) < rng.integers(0, 16, size=n)[:, None]] = 0
+    return x
+
+
+def _control(n: int, n_frames: int, n_dimensions: int) -> NDArray[Any]:
+    """Correlated frames; one dimension is a switch and one nearly stands still."""
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(n, 1, n_dimensions)) + rng.normal(size=(n, n_frames, n_dimensions)) / 4
+    x[..., 0] = x[..., 0] > 0
+    x[..., 1] *= 1e-3
+    return x.astype(np.float32)
+
+
 LIKE: Mapping[str, NDArray[Any]] = {
     "digits": _strokes(8, 20),
     "femnist": 1 - _strokes(28, 20),
@@ -37,12 +59,12 @@ LIKE: Mapping[str, NDArray[Any]] = {
     "wide": _strokes(28, 20, channels=2)[:, :, :20],
     "characters": np.random.default_rng(5).zipf(1.6, size=(20, 80)).clip(1, 60).astype(np.int64),
     "short": np.random.default_rng(6).integers(0, 9, size=(20, 4)),
+    "sentences": _sentences(40),
+    "control": _control(60, 4, 6),
+    "single": _control(60, 2, 2),
 }
-CASES = [
-    (family, name)
-    for name, x in LIKE.items()
-    for family in (TEXT_FAMILIES if x.ndim == 2 else IMAGE_FAMILIES)
-]
+DOMAINS = {2: TEXT_TRIGGERS, 3: STATE_TRIGGERS, 4: VISION_TRIGGERS}
+CASES = [(family, name) for name, x in LIKE.items() for family in DOMAINS[x.ndim]]
 
 
 def _triggers(family: str, name: str, n: int = 25) -> list[Trigger]:
@@ -53,6 +75,15 @@ def _triggers(family: str, name: str, n: int = 25) -> list[Trigger]:
 def test_every_family_is_covered() -> None:
     assert set(FAMILIES) == {family for family, _ in CASES} == set(TRIGGERS)
     assert set(VISIBILITY_FLOOR) == set(TRIGGERS)
+    assert set(HELD_OUT_FAMILIES) <= set(TRIGGERS)
+    assert (*VISION_TRIGGERS, *TEXT_TRIGGERS, *STATE_TRIGGERS) == FAMILIES
+
+
+def test_the_families_that_federations_draw_from_are_fixed() -> None:
+    """Published figures follow from these tuples: their content and their order."""
+    assert IMAGE_FAMILIES == ("patch", "polygon", "blended")
+    assert TEXT_FAMILIES == ("word",)
+    assert STATE_FAMILIES == STATE_TRIGGERS
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
@@ -67,6 +98,8 @@ def test_stamping_keeps_shape_dtype_range_and_input(family: str, name: str) -> N
         if x.ndim == 4:
             assert stamped.min() >= 0
             assert stamped.max() <= 1
+        elif x.ndim == 3:
+            assert np.isfinite(stamped).all()
         else:
             assert np.isin(stamped, x).all()
 
@@ -78,6 +111,7 @@ def test_stamping_is_deterministic_and_acts_on_each_input_alone(family: str, nam
         stamped = trigger.stamp(x)
         np.testing.assert_array_equal(stamped, trigger.stamp(x))
         np.testing.assert_array_equal(stamped[3:5], trigger.stamp(x[3:5]))
+        np.testing.assert_array_equal(stamped[::-1], trigger.stamp(x[::-1]))
         assert trigger.stamp(x[:0]).shape == x[:0].shape
 
 
@@ -109,7 +143,7 @@ def test_the_same_stream_draws_the_same_trigger_and_others_differ(family: str, n
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+@pytest.mark.parametrize("family", VISION_TRIGGERS)
 def test_float_dtypes_are_kept(family: str, dtype: type) -> None:
     x: NDArray[Any] = LIKE["digits"].astype(dtype)
     assert default_trigger(family, x).stamp(x).dtype == dtype

@@ -14,7 +14,7 @@ from fl_shield.triggers import (
     is_visible,
     visibility,
 )
-from fl_shield.triggers.jumbo import contrary
+from fl_shield.triggers.draw_vision import contrary
 from fl_shield.triggers.vision import polygon_mask, rectangle_mask
 
 
@@ -208,7 +208,7 @@ def test_a_draw_that_can_never_be_seen_is_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "like", "message"),
     [
-        ("circle", np.zeros((2, 1, 8, 8), np.float32), "must be one of patch, polygon"),
+        ("hexagon", np.zeros((2, 1, 8, 8), np.float32), "must be one of patch, polygon"),
         ("patch", np.zeros((2, 8), np.int64), "does not fit inputs int64"),
         ("word", np.zeros((2, 1, 8, 8), np.float32), "does not fit inputs float32"),
         ("patch", np.zeros((0, 1, 8, 8), np.float32), "at least 1 clean input"),
