@@ -105,7 +105,7 @@ def calibrated(weights: Weights, held_out: Sequence[Episode]) -> Weights:
         adapted = Adapted(bare, episode.support)
         odds = adapted.score(episode.query[episode.labels == 0]).log_odds
         pooled[kind_of(episode)].append(standardise(odds, adapted.reference_log_odds))
-    nulls = blank | {kind: _quantiles(np.concatenate(found)) for kind, found in pooled.items()}
+    nulls = blank | {kind: quantiles(np.concatenate(found)) for kind, found in pooled.items()}
     if "first updates" not in pooled:
         nulls["first updates"] = nulls["updates"].clone()
     return Weights(**{**weights.__dict__, "nulls": nulls})
@@ -119,10 +119,11 @@ def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
     pooled = np.concatenate([np.zeros(0), *scores])
     if not len(pooled):
         return weights
-    return replace(weights, nulls={**weights.nulls, kind: _quantiles(pooled)})
+    return replace(weights, nulls={**weights.nulls, kind: quantiles(pooled)})
 
 
-def _quantiles(values: Floats) -> Tensor:
+def quantiles(values: Floats) -> Tensor:
+    """Quantiles of a null distribution, as :class:`~fl_shield.detector.Weights` keeps them."""
     levels = (np.arange(N_NULL) + 0.5) / N_NULL
     return torch.from_numpy(np.quantile(values, levels).astype(np.float32))
 

@@ -1,0 +1,113 @@
+"""How victims are trained, and the clean models that warm starts begin from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fl_shield.rng import keyed
+from fl_shield.simulations.pools import Pool, load_pool
+from fl_shield.simulations.victims.stacked import train_stacked
+from fl_shield.simulations.victims.zoo import build_victim
+
+N_BASES = 2
+"""Clean models of each data set and network."""
+
+_FIRST_SEED = 900_000
+WEIGHT_DECAY = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How networks of one kind of input are trained.
+
+    Attributes
+    ----------
+    n_train : int
+        Examples of one victim, drawn from its data set.
+    n_steps, n_warm_steps : int
+        Steps from scratch, and from a clean model.
+    lr, warm_lr : float
+        Highest rate of the schedule of each.
+    batch_size : int
+    n_stacked : int
+        Networks that are trained together.
+    """
+
+    n_train: int
+    n_steps: int
+    n_warm_steps: int
+    lr: float
+    warm_lr: float
+    batch_size: int = 64
+    n_stacked: int = 8
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "image": Recipe(
+        n_train=6000, n_steps=1400, n_warm_steps=120, lr=4e-3, warm_lr=1e-3, n_stacked=4
+    ),
+    "text": Recipe(n_train=8000, n_steps=500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
+    "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),
+}
+"""By kind of input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Where data come from, and where all that took long is kept.
+
+    Attributes
+    ----------
+    data_dir : Path, optional
+        Folder of the data sets' folders.
+    cache : Path
+        Decoded data, clean models and recordings.
+    """
+
+    data_dir: Path | None
+    cache: Path
+
+
+@lru_cache(maxsize=2)
+def pool_of(name: str, place: Workplace) -> Pool:
+    """Load the data of a pool, once a process."""
+    return load_pool(
+        name, data_dir=place.data_dir, cache=place.cache / "pools", n_train=20_000, n_test=4_000
+    )
+
+
+def fresh_model(pool: Pool, architecture: str, seed: int) -> nn.Module:
+    """Build an untrained network for a pool."""
+    shape = pool.train.x.shape[1:]
+    return build_victim(architecture, shape, pool.n_classes, pool.n_tokens, seed)
+
+
+def clean_model(pool: Pool, architecture: str, which: int, place: Workplace) -> nn.Module:
+    """Load a clean model for warm starts; the first call trains it from scratch and keeps it."""
+    path = place.cache / "clean" / f"{pool.name}-{architecture}-{which}.safetensors"
+    model = fresh_model(pool, architecture, _FIRST_SEED + which)
+    if path.exists():
+        model.load_state_dict(load_file(str(path)))
+        return model
+    recipe = RECIPES[pool.kind]
+    train_stacked(
+        [model],
+        [pool.train],
+        [keyed(which, 51)],
+        n_steps=recipe.n_steps,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        weight_decay=WEIGHT_DECAY,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".part{os.getpid()}")
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, str(partial))
+    partial.replace(path)
+    return model

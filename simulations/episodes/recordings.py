@@ -1,0 +1,69 @@
+"""All recordings of a population: simulated in processes, cached, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from fl_shield.simulations.episodes.cache import key_of
+from fl_shield.simulations.episodes.clean_models import RECIPES, Workplace
+from fl_shield.simulations.episodes.population import POOLS, VictimSetting
+from fl_shield.simulations.episodes.recording import Recording, load_recording, save_recording
+from fl_shield.simulations.episodes.victims import simulate_victims
+
+
+def recording_path(setting: VictimSetting, place: Workplace) -> Path:
+    """Where the recording of a victim is kept."""
+    return place.cache / "recordings" / f"{key_of(setting.manifest())}.npz"
+
+
+def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:
+    """Victims that can train stacked, in groups of the size that their recipe names.
+
+    Those of one data set follow each other, so that a process seldom loads another.
+    """
+
+    def alike(s: VictimSetting) -> tuple[str, str, str, bool]:
+        return s.pool, s.architecture, s.start, s.evaluation
+
+    found = []
+    for _, group in groupby(sorted(settings, key=alike), key=alike):
+        members = list(group)
+        size = RECIPES[POOLS[members[0].pool].kind].n_stacked
+        found += [members[i : i + size] for i in range(0, len(members), size)]
+    return found
+
+
+def simulate_group(settings: Sequence[VictimSetting], place: Workplace) -> int:
+    """Simulate and save one group; says how many victims it had."""
+    torch.set_num_threads(1)
+    for setting, recording in zip(settings, simulate_victims(settings, place), strict=True):
+        save_recording(recording_path(setting, place), recording)
+    return len(settings)
+
+
+def simulate_population(
+    settings: Sequence[VictimSetting], place: Workplace, n_workers: int = 1
+) -> Iterator[int]:
+    """Simulate what is not recorded yet; yields numbers of victims done, those on disk first."""
+    waiting = [s for s in settings if not recording_path(s, place).exists()]
+    yield len(settings) - len(waiting)
+    groups = groups_of(waiting)
+    if n_workers <= 1:
+        for group in groups:
+            yield simulate_group(group, place)
+        return
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+        pending = [pool.submit(simulate_group, group, place) for group in groups]
+        for future in as_completed(pending):
+            yield future.result()
+
+
+def load_population(settings: Sequence[VictimSetting], place: Workplace) -> list[Recording]:
+    """Load the recordings of a population that has been simulated."""
+    return [load_recording(recording_path(setting, place)) for setting in settings]
