@@ -9,7 +9,14 @@ from fl_shield.attacks.lp import LayerPoisoning
 from fl_shield.attacks.model_replacement import ModelReplacement
 from fl_shield.attacks.none import NoAttack
 from fl_shield.attacks.norm_clipped import NormClipped
-from fl_shield.attacks.poisoning import poison
+from fl_shield.attacks.perturbation import Perturbation
+from fl_shield.attacks.poisoning import (
+    PoisonScheme,
+    attackable,
+    poison,
+    poison_with,
+    wanted_labels,
+)
 from fl_shield.attacks.sign_flip import SignFlip
 from fl_shield.attacks.success import attack_success_rate
 from fl_shield.types import Attack
@@ -21,6 +28,7 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "norm_clipped": NormClipped,
     "sign_flip": SignFlip,
     "lp": LayerPoisoning,
+    "perturbation": Perturbation,
 }
 """Every attack by name; call one with its settings to get a function of an attack context."""
 
@@ -45,9 +53,14 @@ __all__ = [
     "ModelReplacement",
     "NoAttack",
     "NormClipped",
+    "Perturbation",
+    "PoisonScheme",
     "SignFlip",
     "attack_success_rate",
+    "attackable",
     "layer_substitution_analysis",
     "make_attack",
     "poison",
+    "poison_with",
+    "wanted_labels",
 ]

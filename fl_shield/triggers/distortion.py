@@ -44,7 +44,7 @@ class Sinusoidal(_Everywhere):
     References
     ----------
     Barni et al., "A New Backdoor Attack in CNNs by Training Set Corruption Without Label
-    Poisoning" (SIG), ICIP 2019, section 3.2: delta 20/255 to 60/255, frequency 6.
+    Poisoning" (SIG), ICIP 2019 (frequency 6 there).
 
     Examples
     --------
@@ -99,8 +99,8 @@ class Warp(_Everywhere):
 
     References
     ----------
-    Nguyen and Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR 2021, section 3.2,
-    equations 2 to 5 (k = 4, s = 0.5). Upsampling and sampling with aligned corners, as published.
+    Nguyen and Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR 2021, section 3
+    (k = 4, s = 0.5). Upsampling and sampling with aligned corners, as published.
 
     Examples
     --------
@@ -184,7 +184,7 @@ class Colour(_Everywhere):
 
     References
     ----------
-    Jiang et al., "Color Backdoor: A Robust Poisoning Attack in Color Space", CVPR 2023, section 4
+    Jiang et al., "Color Backdoor: A Robust Poisoning Attack in Color Space", CVPR 2023
     (one uniform shift of all pixels; gain and gamma are added here for grey images).
 
     Examples

@@ -32,8 +32,8 @@ class MovingPatch:
 
     References
     ----------
-    Salem et al., "Dynamic Backdoor Attacks Against Machine Learning Models", EuroS&P 2022,
-    section IV-A (random location); drawn there anew for each image, hashed from it here.
+    Salem et al., "Dynamic Backdoor Attacks Against Machine Learning Models", EuroS&P 2022
+    (random backdoor); drawn there anew for each image, hashed from it here.
 
     Examples
     --------

@@ -34,7 +34,7 @@ class StateValues:
     References
     ----------
     Kiourti et al., "TrojDRL: Evaluation of Backdoor Attacks on Deep Reinforcement Learning", DAC
-    2020, section 3 (a pattern in the observation); Wang et al., "BackdooRL", IJCAI 2021.
+    2020 (a pattern in the observation); Wang et al., "BackdooRL", IJCAI 2021.
 
     Examples
     --------

@@ -101,8 +101,8 @@ class Insertion:
     References
     ----------
     Dai et al., "A Backdoor Attack Against LSTM-Based Text Classification Systems", IEEE Access
-    2019, section III (sentences); Kurita et al., "Weight Poisoning Attacks on Pre-trained
-    Models", ACL 2020, section 3 (rare tokens at random places).
+    2019 (sentences); Kurita et al., "Weight Poisoning Attacks on Pre-trained
+    Models", ACL 2020 (rare tokens at random places).
 
     Examples
     --------
