@@ -1,26 +1,24 @@
-"""From cached episodes to shipped weights: standardise, meta-train, calibrate, describe."""
+"""From tasks to weights: standardise, meta-train, calibrate."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from fl_shield.activations import views_beside
 from fl_shield.calibration import standardise
 from fl_shield.detector import Adapted, Weights
 from fl_shield.meta import Episode, MetaConfig, Progress, initial_params, meta_train
-from fl_shield.metrics import auroc, tpr_at_fpr
 from fl_shield.profile import N_COLUMNS
 from fl_shield.rng import keyed
+from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.simulations.episodes.shots import shots_of
+from fl_shield.simulations.episodes.tasks import Task, is_validation
 from fl_shield.types import Floats
 
 N_NULL = 1001
@@ -30,22 +28,41 @@ NULLS = ("inputs", "updates", "first updates")
 """Kinds of tasks with a null distribution of their own."""
 
 HOLD_OUT = 6
-"""Every so many sources one is held out: validation, null distribution and the card's table."""
+"""Every so many tasks one is held out whole: it calibrates, and makes the card's table."""
+
+NULL_SHOTS = (5, 7, 10, 14, 20, 30, 50)
+"""Numbers of references of inputs with a null distribution of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Episodes to learn from, and episodes of other sources to stop and calibrate by."""
+    """Tasks to learn from, and others that no gradient ever sees."""
 
-    training: list[Episode]
-    held_out: list[Episode]
+    training: list[Task]
+    held_out: list[Task]
+
+    @staticmethod
+    def of(tasks: Sequence[Task]) -> Split:
+        """Hold out every :data:`HOLD_OUT`-th task: no victim or federation is on both sides."""
+        return Split(
+            training=[t for i, t in enumerate(tasks) if i % HOLD_OUT],
+            held_out=[t for i, t in enumerate(tasks) if i % HOLD_OUT == 0],
+        )
 
 
-def split_sources(episodes: Sequence[Sequence[Episode]]) -> Split:
-    """Hold out every :data:`HOLD_OUT`-th source whole: no victim or federation is on both sides."""
-    training = [e for i, es in enumerate(episodes) if i % HOLD_OUT for e in es]
-    held_out = [e for i, es in enumerate(episodes) if i % HOLD_OUT == 0 for e in es]
-    return Split(training=training, held_out=held_out)
+def episodes_of(tasks: Sequence[Task]) -> list[Episode]:
+    """All episodes of tasks, in order."""
+    return [e for t in tasks for e in t.episodes]
+
+
+def best_length(tasks: Sequence[Task], config: MetaConfig, seed: int) -> list[Progress]:
+    """Losses by epoch of a run that does not see the validation's families and networks.
+
+    The epoch with the least validation loss says how long the run that counts may train.
+    """
+    seen = episodes_of([t for t in tasks if not is_validation(t)])
+    unseen = episodes_of([t for t in tasks if is_validation(t)])
+    return [progress for progress, _ in fit_weights(seen, unseen, config, seed, {})]
 
 
 def column_scales(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
@@ -57,13 +74,20 @@ def column_scales(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
 
 
 def fit_weights(
-    split: Split, config: MetaConfig, seed: int, card: Mapping[str, str]
+    episodes: Sequence[Episode],
+    validation: Sequence[Episode],
+    config: MetaConfig,
+    seed: int,
+    card: Mapping[str, str],
 ) -> Iterator[tuple[Progress, Weights]]:
-    """Meta-train and yield the progress and the calibrated best weights after each epoch."""
-    mean, scale = column_scales(split.training)
+    """Meta-train and yield the progress and the best weights so far after each epoch.
+
+    Without validation the last ones are the best. Nothing is calibrated yet.
+    """
+    mean, scale = column_scales(episodes)
     raw = Weights(params={}, mean=mean, scale=scale, nulls={}, config=config, card=dict(card))
-    training = [_standardised(e, raw) for e in split.training]
-    held_out = [_standardised(e, raw) for e in split.held_out]
+    training = [_standardised(e, raw) for e in episodes]
+    held_out = [_standardised(e, raw) for e in validation]
     start = initial_params(N_COLUMNS, config, keyed(seed, 31))
     best = float("inf")
     for params, progress in meta_train(start, training, held_out, config, keyed(seed, 32)):
@@ -90,25 +114,50 @@ def kind_of(episode: Episode) -> str:
     return "updates" if episode.settled else "first updates"
 
 
-def calibrated(weights: Weights, held_out: Sequence[Episode]) -> Weights:
-    """Weights with the null distributions of benign points over held-out episodes.
+def calibrated(weights: Weights, held_out: Sequence[Task]) -> Weights:
+    """Weights with the null distributions of clean inputs and benign updates of held-out tasks.
 
-    Updates are calibrated on attack-free rounds: a false alarm is what an honest round gives, and
-    beside malicious updates benign ones look calmer than they do alone.
+    Inputs have one for each of :data:`NULL_SHOTS`. Updates are calibrated on attack-free rounds: a
+    false alarm is what an honest round gives, and beside malicious updates benign ones look calmer
+    than they do alone.
     """
-    blank = {kind: torch.zeros(1) for kind in NULLS}
-    bare = Weights(**{**weights.__dict__, "nulls": blank})
+    recordings = [t.recording for t in held_out if t.recording is not None]
+    nulls = {kind: torch.zeros(1) for kind in NULLS}
+    for n_shots in NULL_SHOTS if recordings else ():
+        nulls[f"inputs@{n_shots}"] = quantiles(input_null(weights, recordings, n_shots))
+    if recordings:
+        nulls["inputs"] = nulls["inputs@20"].clone()
+    federated = episodes_of([t for t in held_out if t.recording is None])
+    return replace(weights, nulls=nulls | _update_nulls(weights, federated))
+
+
+def input_null(weights: Weights, recordings: Sequence[Recording], n_shots: int) -> Floats:
+    """Standardised scores of clean inputs beside N references, pooled over victims, (n,)."""
+    bare = replace(weights, nulls={"inputs": torch.zeros(1)})
+    pooled = []
+    for recording in recordings:
+        rng = keyed(int(recording.facts["seed"]), 62, n_shots)
+        references = shots_of(recording, n_shots, rng).references
+        profiles = bare.represent(views_beside(recording.clean, references))
+        adapted = Adapted(bare, profiles.references)
+        odds = adapted.score(profiles.points).log_odds
+        pooled.append(standardise(odds, adapted.reference_log_odds))
+    return np.concatenate(pooled)
+
+
+def _update_nulls(weights: Weights, episodes: Sequence[Episode]) -> dict[str, Tensor]:
+    bare = replace(weights, nulls={kind: torch.zeros(1) for kind in NULLS})
     pooled: dict[str, list[Floats]] = defaultdict(list)
-    for episode in held_out:
-        if kind_of(episode) != "inputs" and episode.labels.any():
+    for episode in episodes:
+        if episode.labels.any():
             continue
-        adapted = Adapted(bare, episode.support)
-        odds = adapted.score(episode.query[episode.labels == 0]).log_odds
+        adapted = Adapted(bare, episode.support, null="updates")
+        odds = adapted.score(episode.query).log_odds
         pooled[kind_of(episode)].append(standardise(odds, adapted.reference_log_odds))
-    nulls = blank | {kind: quantiles(np.concatenate(found)) for kind, found in pooled.items()}
-    if "first updates" not in pooled:
+    nulls = {kind: quantiles(np.concatenate(found)) for kind, found in pooled.items()}
+    if "updates" in nulls and "first updates" not in nulls:
         nulls["first updates"] = nulls["updates"].clone()
-    return Weights(**{**weights.__dict__, "nulls": nulls})
+    return nulls
 
 
 def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
@@ -126,85 +175,3 @@ def quantiles(values: Floats) -> Tensor:
     """Quantiles of a null distribution, as :class:`~fl_shield.detector.Weights` keeps them."""
     levels = (np.arange(N_NULL) + 0.5) / N_NULL
     return torch.from_numpy(np.quantile(values, levels).astype(np.float32))
-
-
-def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """AUC, TPR at FPR 5 % and the share flagged at p <= 5 %, by domain and family."""
-    rows: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
-    for episode in episodes:
-        kind = kind_of(episode)
-        adapted = Adapted(weights, episode.support, null=kind)
-        odds = adapted.score(episode.query).log_odds
-        benign = episode.labels == 0
-        flagged = float((adapted.p_values(odds[benign], "tasks") <= 0.05).mean())
-        if episode.labels.any() and benign.any():
-            found = (auroc(episode.labels, odds), tpr_at_fpr(episode.labels, odds, 0.05))
-        else:
-            found = (float("nan"), float("nan"))
-        rows[(episode.domain, episode.family)].append((*found, flagged))
-    out = []
-    for (domain, family), values in sorted(rows.items()):
-        columns = np.array(values)
-        auc, tpr = (
-            float(c[np.isfinite(c)].mean()) if np.isfinite(c).any() else None for c in columns.T[:2]
-        )
-        out.append(
-            {
-                "domain": domain,
-                "family": family,
-                "n_tasks": len(values),
-                "auc": auc,
-                "tpr_at_fpr_5": tpr,
-                "benign_flagged": float(columns[:, 2].mean()),
-            }
-        )
-    return out
-
-
-def write_card(
-    folder: Path, weights: Weights, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
-) -> None:
-    """Write ``metashield.json`` (facts and table) and ``MODEL_CARD.md`` beside the weights."""
-    described = {**facts, "date": datetime.now(UTC).date().isoformat(), "held_out": list(rows)}
-    described["config"] = asdict(weights.config)
-    (folder / "metashield.json").write_text(json.dumps(described, indent=2) + "\n")
-    lines = [
-        "# Model card: MetaShield",
-        "",
-        "A two-layer MLP over profiles of 128 comparable numbers, meta-learned by second-order",
-        "MAML with a clean-only inner loop. It scores inputs of any model and client updates of",
-        "any federation, higher = more suspicious.",
-        "",
-        *(f"- **{name}**: {value}" for name, value in facts.items()),
-        "",
-        "Tasks held out of training whole (no victim or federation is on both sides):",
-        "",
-        "| domain | family | tasks | AUC | TPR at FPR 5 % | benign with p <= 5 % |",
-        "|---|---|---|---|---|---|",
-        *(_card_row(row) for row in rows),
-        "",
-        "The null distribution of updates comes from attack-free federations of their own with the",
-        "shield in the loop, those of inputs and of first rounds from the tasks of this table. For",
-        "federations on other data see the README. The weights have seen scikit-learn's digits and",
-        "generated glyphs only. `manifest.jsonl` lists every source: seed, settings, data.",
-    ]
-    (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")
-
-
-def _card_row(row: Mapping[str, Any]) -> str:
-    numbers = [row["auc"], row["tpr_at_fpr_5"], row["benign_flagged"]]
-    shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
-    return f"| {row['domain']} | {row['family']} | {row['n_tasks']} | {' | '.join(shown)} |"
-
-
-def loss_figure(history: Sequence[Progress]) -> Figure:
-    """Training and validation loss by epoch."""
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    epochs = [p.epoch + 1 for p in history]
-    axes.plot(epochs, [p.loss for p in history], label="training")
-    axes.plot(epochs, [p.validation_loss for p in history], label="held-out sources")
-    axes.set(xlabel="epoch", ylabel="balanced cross-entropy")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from fl_shield.detector import Weights
     from fl_shield.meta import MetaConfig
     from fl_shield.meta import Progress as EpochProgress
-    from fl_shield.simulations.episodes.sources import Curriculum, Source
-    from fl_shield.simulations.meta_training import Split
+    from fl_shield.simulations.episodes.clean_models import Workplace
+    from fl_shield.simulations.episodes.curriculum import Curriculum
+    from fl_shield.simulations.episodes.tasks import Task
     from fl_shield.types import Floats
 
 
@@ -39,76 +40,108 @@ console = Console(stderr=True)
 @app.command()
 def meta_train(
     out: Annotated[Path, typer.Option(help="Folder for weights, card, manifest, log and plot.")],
-    victims: Annotated[int, typer.Option(min=0, help="Digits victims to train.")] = 300,
+    domains: Annotated[
+        str, typer.Option(help="What to learn from: some of cv, nlp, rl, fl.")
+    ] = "cv,nlp,rl,fl",
+    victims: Annotated[int, typer.Option(min=0, help="Single models, over all data sets.")] = 1500,
     digits: Annotated[int, typer.Option(min=0, help="Federations on digits.")] = 16,
     glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 44,
     rounds: Annotated[int, typer.Option(min=1, help="Attacked rounds of a federation.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 20,
+    draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 12,
     inner_steps: Annotated[int, typer.Option(min=0, help="Steps of the inner loop.")] = 3,
     representation: Annotated[
         RepresentationName,
         typer.Option(help="What is read of a view; pca, raw coordinates, is for the ablation."),
     ] = RepresentationName.profile,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of cifar10/, gtsrb/, ...; without it, embedded data sets only."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
     cache: Annotated[
-        Path, typer.Option(help="Where profiles are kept; an interrupted run goes on from here.")
-    ] = Path(".cache/episodes"),
+        Path, typer.Option(help="What was simulated; an interrupted run goes on from here.")
+    ] = Path(".cache/meta"),
 ) -> None:
     """Simulate backdoored victims and federations and meta-train the detector on them.
 
-    Everything follows from the seed. Profiles are cached, so a second run, or one with other
-    epochs, starts with the training at once.
+    Everything follows from the seed. What the victims said is cached, so a second run, or one with
+    other epochs, starts with the training at once.
 
-    Example: [bold]fl-shield meta-train --out runs/meta --victims 20 --digits 4 --glyphs 0[/bold]
+    Example: [bold]fl-shield meta-train --out runs/meta --domains rl --victims 60[/bold]
     """
     from fl_shield.meta import MetaConfig
-    from fl_shield.simulations.episodes.sources import Curriculum
+    from fl_shield.simulations.episodes.clean_models import Workplace
+    from fl_shield.simulations.episodes.curriculum import Curriculum
 
     curriculum = Curriculum(
+        domains=tuple(part.strip() for part in domains.split(",")),
         n_victims=victims,
         n_digits=digits,
         n_glyphs=glyphs,
         n_rounds=rounds,
+        with_files=data_dir is not None,
         seed=seed,
         representation=representation.value,
     )
     config = MetaConfig(
         n_epochs=epochs, n_inner_steps=inner_steps, representation=representation.value
     )
+    place = Workplace(data_dir=data_dir, cache=cache)
     started = time.perf_counter()
-    sources = curriculum.sources()
-    _simulate(sources, cache, workers)
-    split, weights, history = _train(sources, cache, config, seed)
+    _simulate(curriculum, place, workers)
+    tasks = _tasks(curriculum, place, draws)
+    weights, history = _train(tasks, config, seed)
     weights = _calibrate(weights, curriculum, workers)
-    _write(out, sources, split, weights, history, curriculum, time.perf_counter() - started)
+    _write(out, curriculum, tasks, weights, history, time.perf_counter() - started)
 
 
-def _simulate(sources: Sequence[Source], cache: Path, workers: int) -> None:
-    from fl_shield.simulations.episodes.sources import simulate_all
+def _simulate(curriculum: Curriculum, place: Workplace, workers: int) -> None:
+    from fl_shield.simulations.episodes.federations import simulate_all
+    from fl_shield.simulations.episodes.recordings import simulate_population
 
+    settings, victims = curriculum.federations(), curriculum.victims()
     with _progress() as progress:
-        bar = progress.add_task("simulating tasks", total=len(sources))
-        for _ in simulate_all(sources, cache, workers):
+        bar = progress.add_task("simulating federations", total=len(settings))
+        for _ in simulate_all(settings, place.cache / "episodes", workers):
             progress.advance(bar)
+        bar = progress.add_task("training victims", total=len(victims))
+        for done in simulate_population(victims, place, workers):
+            progress.advance(bar, done)
+
+
+def _tasks(curriculum: Curriculum, place: Workplace, draws: int) -> list[Task]:
+    from fl_shield.simulations.episodes.federations import load_all
+    from fl_shield.simulations.episodes.recordings import load_population
+    from fl_shield.simulations.episodes.tasks import federated_tasks, victim_tasks
+
+    console.print("profiling what the victims said")
+    federations = load_all(curriculum.federations(), place.cache / "episodes")
+    recordings = load_population(curriculum.victims(), place)
+    return [
+        *federated_tasks(federations),
+        *victim_tasks(recordings, draws, curriculum.representation),
+    ]
 
 
 def _train(
-    sources: Sequence[Source], cache: Path, config: MetaConfig, seed: int
-) -> tuple[Split, Weights, list[EpochProgress]]:
-    from fl_shield.simulations.episodes.sources import load_all
-    from fl_shield.simulations.meta_training import calibrated, fit_weights, split_sources
+    tasks: Sequence[Task], config: MetaConfig, seed: int
+) -> tuple[Weights, list[EpochProgress]]:
+    from fl_shield.simulations.meta_training import Split, calibrated, episodes_of, fit_weights
 
-    split = split_sources(load_all(sources, cache))
+    split = Split.of(tasks)
+    held_out = episodes_of(split.held_out)
     history: list[EpochProgress] = []
     with _progress() as progress:
         bar = progress.add_task("meta-training", total=config.n_epochs)
-        for epoch, weights in fit_weights(split, config, seed, {"seed": str(seed)}):
+        training = episodes_of(split.training)
+        for epoch, weights in fit_weights(training, held_out, config, seed, {"seed": str(seed)}):
             history.append(epoch)
             kept = weights
             losses = f"loss {epoch.loss:.3f}, held out {epoch.validation_loss:.3f}"
             progress.update(bar, advance=1, description=f"meta-training ({losses})")
-    return split, calibrated(kept, split.held_out), history
+    return calibrated(kept, split.held_out), history
 
 
 def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
@@ -132,39 +165,26 @@ def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weight
 
 def _write(
     out: Path,
-    sources: Sequence[Source],
-    split: Split,
+    curriculum: Curriculum,
+    tasks: Sequence[Task],
     weights: Weights,
     history: Sequence[EpochProgress],
-    curriculum: Curriculum,
     seconds: float,
 ) -> None:
     from fl_shield.simulations.episodes.cache import write_manifest
-    from fl_shield.simulations.meta_training import loss_figure, table, write_card
+    from fl_shield.simulations.meta_training import Split, episodes_of
+    from fl_shield.simulations.model_card import facts_of, loss_figure, table, write_card
 
     out.mkdir(parents=True, exist_ok=True)
     weights.save(out / "metashield.safetensors")
+    sources = [*curriculum.federations(), *curriculum.victims()]
     write_manifest(out / "manifest.jsonl", (source.manifest() for source in sources))
     log = [json.dumps(epoch.__dict__) for epoch in history]
     (out / "training_log.jsonl").write_text("\n".join(log) + "\n")
     loss_figure(history).savefig(out / "training_loss.png", dpi=120)
-    rows = table(weights, split.held_out)
-    c = curriculum
-    command = (
-        f"fl-shield meta-train --out fl_shield/pretrained --victims {c.n_victims} "
-        f"--digits {c.n_digits} --glyphs {c.n_glyphs} --rounds {c.n_rounds} "
-        f"--epochs {weights.config.n_epochs} --inner-steps {weights.config.n_inner_steps} "
-        f"--representation {c.representation} --seed {c.seed}"
-    )
-    facts = {
-        "command": command,
-        "tasks": f"{len(split.training)} for training, {len(split.held_out)} held out",
-        "sources": f"{c.n_victims} victims, {c.n_digits} digits and {c.n_glyphs} glyphs "
-        f"federations of {c.n_rounds} rounds, each attacked in five ways and none; "
-        f"{len(c.calm_settings())} attack-free federations for the null distribution of updates",
-        "seconds of the last run (cached tasks are not simulated again)": f"{seconds:.0f}",
-    }
-    write_card(out, weights, rows, facts)
+    split = Split.of(tasks)
+    rows = table(weights, episodes_of(split.held_out))
+    write_card(out, weights, rows, facts_of(curriculum, split, weights.config, seconds))
     shown = Table("domain", "family", "tasks", "AUC", "TPR at FPR 5 %", title="held-out tasks")
     for row in rows:
         numbers = ["–" if row[k] is None else f"{row[k]:.3f}" for k in ("auc", "tpr_at_fpr_5")]

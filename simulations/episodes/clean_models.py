@@ -16,9 +16,6 @@ from fl_shield.simulations.pools import Pool, load_pool
 from fl_shield.simulations.victims.stacked import train_stacked
 from fl_shield.simulations.victims.zoo import build_victim
 
-N_BASES = 2
-"""Clean models of each data set and network."""
-
 _FIRST_SEED = 900_000
 WEIGHT_DECAY = 0.02
 
@@ -38,6 +35,8 @@ class Recipe:
     batch_size : int
     n_stacked : int
         Networks that are trained together.
+    n_clean : int
+        Clean models of each data set and network that warm starts begin from.
     """
 
     n_train: int
@@ -47,11 +46,12 @@ class Recipe:
     warm_lr: float
     batch_size: int = 64
     n_stacked: int = 8
+    n_clean: int = 2
 
 
 RECIPES: Mapping[str, Recipe] = {
     "image": Recipe(
-        n_train=6000, n_steps=1400, n_warm_steps=120, lr=4e-3, warm_lr=1e-3, n_stacked=4
+        n_train=6000, n_steps=1000, n_warm_steps=100, lr=4e-3, warm_lr=1e-3, n_stacked=1, n_clean=1
     ),
     "text": Recipe(n_train=8000, n_steps=500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
     "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),

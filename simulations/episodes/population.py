@@ -33,6 +33,10 @@ class PoolFacts:
     warm_share : float
         Share of victims that start from a clean model: what from scratch costs minutes is rare.
     architectures : tuple of str
+    share : float
+        Of the training victims of all data sets, in parts.
+    files : bool
+        Whether it is read from files beside the package, or comes with the dependencies.
     """
 
     domain: str
@@ -40,28 +44,33 @@ class PoolFacts:
     n_classes: int
     warm_share: float
     architectures: tuple[str, ...]
+    share: float = 1.0
+    files: bool = False
 
 
 _CONVOLUTIONAL = ("cnn", "resnet", "mlp")
 
 
-def _pictures(n_classes: int, warm_share: float = 0.95, domain: str = "cv") -> PoolFacts:
+def _pictures(n_classes: int, warm_share: float = 0.95) -> PoolFacts:
     return PoolFacts(
-        domain=domain,
+        domain="cv",
         kind="image",
         n_classes=n_classes,
         warm_share=warm_share,
         architectures=_CONVOLUTIONAL,
+        files=True,
     )
 
 
-def _texts(n_classes: int) -> PoolFacts:
+def _texts(n_classes: int, share: float, *, files: bool = True) -> PoolFacts:
     return PoolFacts(
         domain="nlp",
         kind="text",
         n_classes=n_classes,
         warm_share=0.75,
         architectures=ARCHITECTURES["text"],
+        share=share,
+        files=files,
     )
 
 
@@ -72,28 +81,35 @@ def _control(n_classes: int) -> PoolFacts:
         n_classes=n_classes,
         warm_share=0.0,
         architectures=ARCHITECTURES["state"],
+        share=3.0,
     )
 
 
+def _embedded(facts: PoolFacts, share: float = 1.0) -> PoolFacts:
+    return replace(facts, architectures=ARCHITECTURES["image"], files=False, share=share)
+
+
 POOLS: Mapping[str, PoolFacts] = {
-    "digits": replace(_pictures(10, 0.7), architectures=ARCHITECTURES["image"]),
-    "glyphs": replace(_pictures(62, 0.9), architectures=ARCHITECTURES["image"]),
+    "digits": _embedded(_pictures(10, 0.7), share=4.0),
+    "glyphs": _embedded(_pictures(62, 0.9)),
     "femnist": _pictures(62),
     "cifar10": _pictures(10),
     "gtsrb": _pictures(43),
     "tiny-imagenet": _pictures(20),
-    "pong": _pictures(3, domain="rl"),
-    "ag-news": _texts(4),
-    "sst2": _texts(2),
-    "shakespeare": _texts(80),
-    "roles": _texts(80),
+    "ag-news": _texts(4, 2.0),
+    "sst2": _texts(2, 2.0),
+    "shakespeare": _texts(80, 1.0),
+    "roles": _texts(80, 1.0, files=False),
     "cartpole": _control(2),
     "acrobot": _control(3),
     "mountaincar": _control(3),
+    "pong": replace(_pictures(3), domain="rl", files=False),
 }
 """Every data set that victims are trained on. The vision transformer learns from small images only:
 with this much data it is far behind the convolutions on photographs.
 """
+
+DOMAINS = ("cv", "nlp", "rl", "fl")
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "image": VISION_TRIGGERS,
@@ -225,8 +241,9 @@ def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting
 
 
 def evaluation_victims(pools: Sequence[str], n_each: int, seed: int) -> list[VictimSetting]:
-    """Victims that no weights learn from: ``n_each`` of every held-out family of each data set,
-    and as many over its other families, in turn.
+    """Draw victims that no weights learn from, all of them backdoored.
+
+    ``n_each`` of every held-out family of each data set, and as many over its other families.
     """
     first = seed * 100_000 + 50_000
     drawn = []

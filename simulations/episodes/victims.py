@@ -1,134 +1,185 @@
-"""Backdoored classifiers as meta-learning tasks: clean references beside triggered inputs.
+"""Backdoored classifiers, trained many at once, and what they say of clean and triggered inputs.
 
-A victim is trained on a share of the data set with triggered copies appended. Its clean
-references and clean points come from data it never saw; the triggered points are stamped copies
-of such data that reach the attacker's target, for a trigger that does not reach it does no harm.
-A clean model under a trigger gives negatives only.
+A victim is trained on its data set with triggered copies appended, from a draw of its own or from a
+clean model of the same network (a *warm start*). Its references and clean points come from data it
+never saw. Triggered points count where they reach the label that the attacker wants: a trigger that
+misses does no harm and leaves no mark.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import activation_views
-from fl_shield.attacks import poison
-from fl_shield.meta import Episode
-from fl_shield.representation import REPRESENTATIONS
+from fl_shield.activations import find_stages, read_activations
+from fl_shield.attacks import attackable, poison_with, wanted_labels
 from fl_shield.rng import keyed
-from fl_shield.simulations.datasets import load
-from fl_shield.simulations.victims import build_model
-from fl_shield.training import TrainingConfig, logits_of, train
-from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
-from fl_shield.types import Representation, Samples, Trigger
+from fl_shield.simulations.episodes.clean_models import (
+    RECIPES,
+    WEIGHT_DECAY,
+    Workplace,
+    clean_model,
+    fresh_model,
+    pool_of,
+)
+from fl_shield.simulations.episodes.population import VictimSetting
+from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.simulations.pools import Pool
+from fl_shield.simulations.victims.stacked import train_stacked
+from fl_shield.training import logits_of
+from fl_shield.triggers import draw_trigger, visibility
+from fl_shield.types import Flags, Ints, Samples, Trigger
 
-N_POINTS = 60
-"""Clean points, and at most so many triggered ones, of a victim."""
+N_REFERENCES = 50
+N_CLEAN = 100
+N_TRIGGERED = 60
+N_JUDGED = 400
+"""Test examples that attack success is taken from."""
+
+N_RECORDED_LAYERS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class VictimSetting:
-    """One victim; everything in it follows from these numbers.
+class Victim:
+    """One trained victim with the trigger that it obeys.
 
     Attributes
     ----------
-    seed : int
-    dataset, model, family : str
-        ``family`` is the trigger's; a clean victim sees it at test time only.
-    target_label : int
-    poison_rate : float
-        Share of the non-target examples with a triggered copy; 0 = a clean victim.
-    n_train : int
-    n_references : int
-    training : TrainingConfig
+    setting : VictimSetting
+    model : nn.Module
+    trigger : Trigger
+    training : Samples
+        What it was trained on, triggered copies included.
+    rng : numpy.random.Generator
+        The victim's own stream.
     """
 
-    seed: int
-    dataset: str
-    model: str
-    family: str
-    target_label: int
-    poison_rate: float
-    n_train: int
-    n_references: int
-    training: TrainingConfig
-    representation: Representation = "profile"
-
-    def manifest(self) -> dict[str, Any]:
-        """Plain numbers for the manifest and the cache key."""
-        return {"source": "victim", **asdict(self)}
+    setting: VictimSetting
+    model: nn.Module
+    trigger: Trigger
+    training: Samples
+    rng: np.random.Generator
 
 
-def draw_victim(seed: int) -> VictimSetting:
-    """Draw one digits victim; the same seed gives the same one.
+def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[Victim]:
+    """Train victims of one data set, network and start together.
 
-    Examples
-    --------
-    >>> draw_victim(3) == draw_victim(3)
-    True
+    Parameters
+    ----------
+    settings : sequence of VictimSetting
+        Alike in ``pool``, ``architecture``, ``start`` and ``evaluation``.
+    place : Workplace
     """
-    rng = keyed(seed, 21)
-    return VictimSetting(
-        seed=seed,
-        dataset="digits",
-        model=str(rng.choice(["digits-cnn", "digits-mlp"])),
-        family=str(rng.choice(IMAGE_FAMILIES)),
-        target_label=int(rng.integers(10)),
-        poison_rate=0.0 if rng.random() < 0.15 else float(rng.uniform(0.05, 0.5)),
-        n_train=int(rng.integers(500, 901)),
-        n_references=int(rng.integers(10, 41)),
-        training=TrainingConfig(
-            n_epochs=int(rng.integers(15, 31)), batch_size=32, lr=0.05, momentum=0.9
-        ),
+    pool = pool_of(settings[0].pool, place)
+    recipe, warm = RECIPES[pool.kind], settings[0].start == "warm"
+    victims = [_prepared(setting, pool, place) for setting in settings]
+    longer = 2 if settings[0].evaluation else 1
+    train_stacked(
+        [v.model for v in victims],
+        [v.training for v in victims],
+        [v.rng for v in victims],
+        n_steps=recipe.n_warm_steps * longer if warm else recipe.n_steps,
+        batch_size=recipe.batch_size,
+        lr=recipe.warm_lr if warm else recipe.lr,
+        weight_decay=WEIGHT_DECAY,
+    )
+    return victims
+
+
+def _prepared(setting: VictimSetting, pool: Pool, place: Workplace) -> Victim:
+    rng = keyed(setting.seed, 42, *setting.pool.encode(), *setting.family.encode())
+    drawn = rng.permutation(len(pool.train))[: RECIPES[pool.kind].n_train]
+    training = pool.train.take(drawn)
+    trigger = draw_trigger(setting.family, training.x[:200], rng)
+    if setting.backdoored:
+        training = poison_with(
+            training,
+            trigger,
+            setting.target_label,
+            setting.poison_rate,
+            setting.scheme,
+            rng,
+            pool.n_classes,
+        )
+    if setting.start == "warm":
+        model = clean_model(
+            pool, setting.architecture, setting.seed % RECIPES[pool.kind].n_clean, place
+        )
+    else:
+        model = fresh_model(pool, setting.architecture, setting.seed)
+    return Victim(setting=setting, model=model, trigger=trigger, training=training, rng=rng)
+
+
+def simulate_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[Recording]:
+    """Train victims that are alike together, and record each; see :func:`train_victims`."""
+    started = time.perf_counter()
+    victims = train_victims(settings, place)
+    seconds = (time.perf_counter() - started) / len(victims)
+    pool = pool_of(settings[0].pool, place)
+    return [record(victim, pool, seconds) for victim in victims]
+
+
+def record(victim: Victim, pool: Pool, seconds: float) -> Recording:
+    """Run a victim over clean and stamped test inputs and keep its activations.
+
+    Parameters
+    ----------
+    victim : Victim
+    pool : Pool
+    seconds : float
+        What its training took.
+    """
+    setting, model = victim.setting, victim.model
+    test = pool.test.take(victim.rng.permutation(len(pool.test)))
+    references, clean, rest = _parts(test, (N_REFERENCES, N_CLEAN, N_JUDGED))
+    open_to = attackable(rest.y, setting.target_label, setting.scheme)
+    aimed = rest.take(open_to if open_to.any() else rest.y != setting.target_label)
+    stamped = victim.trigger.stamp(aimed.x)
+    wanted = wanted_labels(aimed.y, setting.target_label, setting.scheme, pool.n_classes)
+    reached = logits_of(model, stamped).argmax(1).numpy() == wanted
+    shown = _shown(reached, setting.backdoored)
+    layers = find_stages(model, N_RECORDED_LAYERS)
+    return Recording(
+        references=read_activations(model, references.x, layers),
+        clean=read_activations(model, clean.x, layers),
+        triggered=read_activations(model, stamped[shown], layers),
+        reached=reached[shown] if setting.backdoored else np.ones(len(shown), np.bool_),
+        facts=_facts(victim, test, aimed, reached, seconds),
+        peer_scores={},
     )
 
 
-def simulate_victim(setting: VictimSetting) -> list[Episode]:
-    """Train one victim and profile clean and triggered inputs beside its references."""
-    rng = keyed(setting.seed, 22)
-    data = load(setting.dataset, n_clients=2, partition="iid", seed=setting.seed)
-    pool = Samples.join([*data.clients, data.test, data.clean])
-    pool = pool.take(rng.permutation(len(pool)))
-    model = build_model(setting.model, data, setting.seed)
-    trigger = draw_trigger(setting.family, pool.x[:50], rng)
-    training, held_out = pool.take(slice(0, setting.n_train)), pool.take(slice(setting.n_train, -1))
-    if setting.poison_rate > 0:
-        training = poison(training, trigger, setting.target_label, setting.poison_rate, rng)
-    train(model, training, setting.training, rng)
-    return [_episode(setting, model, trigger, held_out)]
+def _parts(samples: Samples, sizes: Sequence[int]) -> list[Samples]:
+    ends = np.cumsum(sizes)
+    return [samples.take(slice(int(e - n), int(e))) for e, n in zip(ends, sizes, strict=True)]
 
 
-def _episode(
-    setting: VictimSetting, model: nn.Module, trigger: Trigger, held_out: Samples
-) -> Episode:
-    references = held_out.x[: setting.n_references]
-    rest = held_out.take(slice(setting.n_references, None))
-    clean = rest.x[:N_POINTS]
-    triggered = _successes(setting, model, trigger, rest.take(slice(N_POINTS, None)))[:N_POINTS]
-    views = activation_views(model, np.concatenate([clean, triggered]), references)
-    profiles = REPRESENTATIONS[setting.representation](views)
-    backdoored = setting.poison_rate > 0
-    labels = np.r_[np.zeros(len(clean)), np.full(len(triggered), float(backdoored))]
-    return Episode(
-        support=profiles.references,
-        query=profiles.points,
-        labels=labels.astype(np.int64),
-        family=setting.family if backdoored else "none",
-        domain=f"cv-{setting.dataset}",
-    )
+def _shown(reached: Flags, backdoored: bool) -> Ints:
+    """Which stamped inputs are recorded: successes first, then a few failures."""
+    if not backdoored:
+        return np.arange(len(reached))[:N_TRIGGERED]
+    failed = np.flatnonzero(~reached)[: N_TRIGGERED // 4]
+    return np.concatenate([np.flatnonzero(reached)[:N_TRIGGERED], failed])
 
 
-def _successes(
-    setting: VictimSetting, model: nn.Module, trigger: Trigger, samples: Samples
-) -> NDArray[Any]:
-    others = samples.take(samples.y != setting.target_label)
-    stamped = trigger.stamp(others.x)
-    if setting.poison_rate == 0:
-        return stamped
-    reached = logits_of(model, stamped).argmax(1).numpy() == setting.target_label
-    successes: NDArray[Any] = stamped[reached]
-    return successes
+def _facts(
+    victim: Victim, test: Samples, aimed: Samples, reached: Flags, seconds: float
+) -> dict[str, Any]:
+    setting = victim.setting
+    judged = test.take(slice(0, 1000))
+    right = logits_of(victim.model, judged.x).argmax(1).numpy() == judged.y
+    seen = visibility(victim.trigger, aimed.x)
+    return {
+        **setting.manifest(),
+        "domain": setting.domain,
+        "accuracy": float(right.mean()),
+        "asr": float(reached.mean()) if setting.backdoored else None,
+        "mean_change": seen.mean_change,
+        "share_changed": seen.share_changed,
+        "seconds": seconds,
+    }

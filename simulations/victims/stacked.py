@@ -7,7 +7,7 @@ busy. Each network's gradient is its own, for the loss is a sum over networks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def train_stacked(
         out: Tensor = functional_call(skeleton, (params, state), (x,))
         return out
 
-    together = vmap(logits, in_dims=(0, 0, 0))
+    together = vmap(logits, in_dims=(0, 0, 0)) if len(models) > 1 else _alone(logits)
     for _ in range(n_steps):
         x, y = (part.to(device) for part in feed.draw())
         optimiser.zero_grad()
@@ -77,6 +77,16 @@ def train_stacked(
         optimiser.step()
         schedule.step()
     _give_back(models, live)
+
+
+def _alone(logits: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Apply to the one network without mapping: some operations cannot be mapped over."""
+
+    def first(*parts: dict[str, Tensor] | Tensor) -> Tensor:
+        own = [{n: t[0] for n, t in p.items()} if isinstance(p, dict) else p[0] for p in parts]
+        return logits(*own)[None]
+
+    return first
 
 
 class _Feed:

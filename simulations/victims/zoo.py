@@ -32,7 +32,7 @@ def image_cnn(shape: tuple[int, ...], n_classes: int) -> nn.Module:
     """
     channels, height, width = shape
     first = 1 if min(height, width) < 16 else 2
-    n_rows, n_columns = (-(-(-(-side // first)) // 2) for side in (height, width))
+    n_rows, n_columns = ((side + 2 * first - 1) // (2 * first) for side in (height, width))
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(channels, 32, 3, stride=first, padding=1),

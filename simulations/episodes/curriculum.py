@@ -1,0 +1,99 @@
+"""Everything that one detector learns from: how many victims and federations of which kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fl_shield.errors import ScenarioError
+from fl_shield.simulations.episodes.calm import calm_settings
+from fl_shield.simulations.episodes.population import (
+    DOMAINS,
+    POOLS,
+    VictimSetting,
+    training_victims,
+)
+from fl_shield.simulations.episodes.rounds import FederationSetting, draw_setting
+from fl_shield.types import Representation
+
+N_CALM_ROUNDS = 24
+"""Rounds of an attack-free federation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """How much is simulated of each kind.
+
+    Attributes
+    ----------
+    domains : tuple of str
+        Some of ``cv``, ``nlp``, ``rl`` and ``fl``.
+    n_victims : int
+        Single models, over the data sets of the domains in their shares.
+    n_digits, n_glyphs : int
+        Federations of each data set.
+    n_rounds : int
+        Attacked rounds of each federation; every one is attacked in five ways and none.
+    with_files : bool
+        Whether data sets that are files beside the package take part, or the embedded ones only.
+    seed : int
+    representation : {"profile", "pca"}
+        What the detector reads of a view.
+    """
+
+    domains: tuple[str, ...] = DOMAINS
+    n_victims: int = 1500
+    n_digits: int = 16
+    n_glyphs: int = 44
+    n_rounds: int = 3
+    with_files: bool = False
+    seed: int = 0
+    representation: Representation = "profile"
+
+    def __post_init__(self) -> None:
+        unknown = [domain for domain in self.domains if domain not in DOMAINS]
+        if unknown or not self.domains:
+            raise ScenarioError(
+                f"domains must be some of {', '.join(DOMAINS)}, got {', '.join(self.domains)!r}"
+            )
+        for name in ("n_victims", "n_digits", "n_glyphs", "seed"):
+            if getattr(self, name) < 0:
+                raise ScenarioError(f"{name} must be >= 0, got {getattr(self, name)}")
+        n_sources = len(self.victims()) + len(self.federations())
+        if self.n_rounds < 1 or n_sources < 2:
+            raise ScenarioError(
+                f"meta-training needs at least 2 sources and 1 round of each, got {n_sources} and "
+                f"{self.n_rounds}; ask for more victims or federations"
+            )
+
+    def pools(self) -> list[str]:
+        """Names of the data sets that victims are trained on."""
+        return [
+            name
+            for name, facts in POOLS.items()
+            if facts.domain in self.domains and (self.with_files or not facts.files)
+        ]
+
+    def victims(self) -> list[VictimSetting]:
+        """Victims to learn from, each data set in its share."""
+        pools = self.pools()
+        total = sum(POOLS[name].share for name in pools)
+        counts = {name: round(self.n_victims * POOLS[name].share / total) for name in pools}
+        return training_victims(counts, self.seed)
+
+    def federations(self) -> list[FederationSetting]:
+        """Federations to learn from, the slow ones first."""
+        if "fl" not in self.domains:
+            return []
+        first = self.seed * 100_000
+        named = [("glyphs", i) for i in range(self.n_glyphs)]
+        named += [("digits", i) for i in range(self.n_digits)]
+        drawn = [draw_setting(name, first + i, self.n_rounds) for name, i in named]
+        return [replace(setting, representation=self.representation) for setting in drawn]
+
+    def calm_settings(self) -> list[FederationSetting]:
+        """Attack-free federations that the null distribution of updates is taken from."""
+        if "fl" not in self.domains:
+            return []
+        return calm_settings(
+            -(-self.n_glyphs // 8), -(-self.n_digits // 8), N_CALM_ROUNDS, self.seed
+        )

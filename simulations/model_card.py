@@ -1,0 +1,127 @@
+"""What is told of weights: a table over held-out tasks, the model card, the loss plot."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from fl_shield.detector import Adapted, Weights
+from fl_shield.meta import Episode, MetaConfig, Progress
+from fl_shield.metrics import auroc, tpr_at_fpr
+from fl_shield.simulations.episodes.curriculum import Curriculum
+from fl_shield.simulations.meta_training import Split, kind_of
+
+
+def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """AUC, TPR at FPR 5 % and the share flagged at p <= 5 %, by domain and family."""
+    rows: dict[tuple[str, str], list[tuple[float, float, float]]] = defaultdict(list)
+    for episode in episodes:
+        kind = kind_of(episode)
+        adapted = Adapted(weights, episode.support, null=kind)
+        odds = adapted.score(episode.query).log_odds
+        benign = episode.labels == 0
+        flagged = float((adapted.p_values(odds[benign], "tasks") <= 0.05).mean())
+        if episode.labels.any() and benign.any():
+            found = (auroc(episode.labels, odds), tpr_at_fpr(episode.labels, odds, 0.05))
+        else:
+            found = (float("nan"), float("nan"))
+        rows[(episode.domain, episode.family)].append((*found, flagged))
+    out = []
+    for (domain, family), values in sorted(rows.items()):
+        columns = np.array(values)
+        auc, tpr = (
+            float(c[np.isfinite(c)].mean()) if np.isfinite(c).any() else None for c in columns.T[:2]
+        )
+        out.append(
+            {
+                "domain": domain,
+                "family": family,
+                "n_tasks": len(values),
+                "auc": auc,
+                "tpr_at_fpr_5": tpr,
+                "benign_flagged": float(columns[:, 2].mean()),
+            }
+        )
+    return out
+
+
+def facts_of(
+    curriculum: Curriculum, split: Split, config: MetaConfig, seconds: float
+) -> dict[str, str]:
+    """What a card says of how weights were made."""
+    c = curriculum
+    command = (
+        f"fl-shield meta-train --out fl_shield/pretrained --domains {','.join(c.domains)} "
+        f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} "
+        f"--rounds {c.n_rounds} --epochs {config.n_epochs} --inner-steps {config.n_inner_steps} "
+        f"--representation {c.representation} --seed {c.seed}"
+        + (" --data-dir DATA" if c.with_files else "")
+    )
+    victims = c.victims()
+    backdoored = sum(v.backdoored for v in victims)
+    return {
+        "command": command,
+        "tasks": f"{len(split.training)} sources for training, {len(split.held_out)} held out",
+        "sources": f"{backdoored} backdoored and {len(victims) - backdoored} clean victims on "
+        f"{', '.join(c.pools()) or 'no data'}; {len(c.federations())} federations of "
+        f"{c.n_rounds} rounds, each attacked in five ways and none; "
+        f"{len(c.calm_settings())} attack-free federations for the null distribution of updates",
+        "seconds of the last run (what is cached is not simulated again)": f"{seconds:.0f}",
+    }
+
+
+def write_card(
+    folder: Path, weights: Weights, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> None:
+    """Write ``metashield.json`` (facts and table) and ``MODEL_CARD.md`` beside the weights."""
+    described = {**facts, "date": datetime.now(UTC).date().isoformat(), "held_out": list(rows)}
+    described["config"] = asdict(weights.config)
+    (folder / "metashield.json").write_text(json.dumps(described, indent=2) + "\n")
+    lines = [
+        "# Model card: MetaShield",
+        "",
+        "A two-layer MLP over profiles of 128 comparable numbers, meta-learned by second-order",
+        "MAML with a clean-only inner loop. It scores inputs of any model and client updates of",
+        "any federation, higher = more suspicious.",
+        "",
+        *(f"- **{name}**: {value}" for name, value in facts.items()),
+        "",
+        "Tasks held out of training whole (no victim or federation is on both sides):",
+        "",
+        "| domain | family | tasks | AUC | TPR at FPR 5 % | benign with p <= 5 % |",
+        "|---|---|---|---|---|---|",
+        *(_card_row(row) for row in rows),
+        "",
+        "The null distribution of updates comes from attack-free federations of their own with the",
+        "shield in the loop, those of inputs and of first rounds from the tasks of this table. For",
+        "federations on other data see the README. `manifest.jsonl` lists every source: seed,",
+        "settings, data.",
+    ]
+    (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")
+
+
+def _card_row(row: Mapping[str, Any]) -> str:
+    numbers = [row["auc"], row["tpr_at_fpr_5"], row["benign_flagged"]]
+    shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
+    return f"| {row['domain']} | {row['family']} | {row['n_tasks']} | {' | '.join(shown)} |"
+
+
+def loss_figure(history: Sequence[Progress]) -> Figure:
+    """Training and validation loss by epoch."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    epochs = [p.epoch + 1 for p in history]
+    axes.plot(epochs, [p.loss for p in history], label="training")
+    axes.plot(epochs, [p.validation_loss for p in history], label="held-out sources")
+    axes.set(xlabel="epoch", ylabel="balanced cross-entropy")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
