@@ -177,8 +177,9 @@ def _write(
 
     out.mkdir(parents=True, exist_ok=True)
     weights.save(out / "metashield.safetensors")
-    sources = [*curriculum.federations(), *curriculum.victims()]
-    write_manifest(out / "manifest.jsonl", (source.manifest() for source in sources))
+    manifests = [setting.manifest() for setting in curriculum.federations()]
+    manifests += [setting.manifest() for setting in curriculum.victims()]
+    write_manifest(out / "manifest.jsonl", manifests)
     log = [json.dumps(epoch.__dict__) for epoch in history]
     (out / "training_log.jsonl").write_text("\n".join(log) + "\n")
     loss_figure(history).savefig(out / "training_loss.png", dpi=120)

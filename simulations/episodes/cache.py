@@ -19,15 +19,17 @@ VERSION = 2
 """Raise it when profiles or episodes change their meaning: old cache files are then ignored."""
 
 
-def key_of(source: Mapping[str, Any]) -> str:
+def key_of(source: Mapping[str, Any], columns: Sequence[str] = COLUMNS) -> str:
     """Name of a source's cache file: a hash of its settings, the columns and the version.
+
+    What is no profile, such as recorded activations, has no ``columns``.
 
     Examples
     --------
     >>> key_of({"seed": 1}) == key_of({"seed": 1}) != key_of({"seed": 2})
     True
     """
-    described = json.dumps([VERSION, COLUMNS, dict(source)], sort_keys=True, default=str)
+    described = json.dumps([VERSION, tuple(columns), dict(source)], sort_keys=True, default=str)
     return hashlib.sha256(described.encode()).hexdigest()[:20]
 
 

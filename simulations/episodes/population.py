@@ -185,7 +185,7 @@ def draw_victim(pool: str, family: str, seed: int, *, evaluation: bool = False) 
     True
     """
     facts = _facts(pool)
-    rng = keyed(seed, 41, tuple(POOLS).index(pool), *family.encode())
+    rng = keyed(seed, 41, *f"{pool} {family}".encode())
     clean = rng.random() < CLEAN_SHARE and not evaluation
     warm = rng.random() < facts.warm_share
     label = int(rng.integers(facts.n_classes))

@@ -19,7 +19,7 @@ from fl_shield.simulations.episodes.victims import simulate_victims
 
 def recording_path(setting: VictimSetting, place: Workplace) -> Path:
     """Where the recording of a victim is kept."""
-    return place.cache / "recordings" / f"{key_of(setting.manifest())}.npz"
+    return place.cache / "recordings" / f"{key_of(setting.manifest(), ())}.npz"
 
 
 def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:

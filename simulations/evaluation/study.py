@@ -1,4 +1,4 @@
-"""The whole comparison: weights of every split and every peer on the victims that each may judge."""
+"""The whole comparison: weights of every split, and every peer, on the victims that each judges."""
 
 from __future__ import annotations
 

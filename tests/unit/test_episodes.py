@@ -16,7 +16,7 @@ from fl_shield.errors import DatasetError
 from fl_shield.meta import Episode
 from fl_shield.profile import COLUMNS, LIMIT
 from fl_shield.simulations.datasets import load
-from fl_shield.simulations.episodes import cache, sources
+from fl_shield.simulations.episodes import cache, federations
 from fl_shield.simulations.episodes.cache import (
     key_of,
     load_episodes,
@@ -24,6 +24,8 @@ from fl_shield.simulations.episodes.cache import (
     write_manifest,
 )
 from fl_shield.simulations.episodes.calm import calm_null, calm_scores
+from fl_shield.simulations.episodes.curriculum import Curriculum
+from fl_shield.simulations.episodes.federations import path_of, simulate, simulate_all
 from fl_shield.simulations.episodes.rounds import (
     ATTACK_NAMES,
     MODELS,
@@ -33,8 +35,6 @@ from fl_shield.simulations.episodes.rounds import (
     partial_clients,
     simulate_federation,
 )
-from fl_shield.simulations.episodes.sources import Curriculum, path_of, simulate, simulate_all
-from fl_shield.simulations.episodes.victims import N_POINTS, VictimSetting, draw_victim
 from fl_shield.training import TrainingConfig
 
 FEDERATION = FederationSetting(
@@ -49,17 +49,6 @@ FEDERATION = FederationSetting(
     n_clean=10,
     warm_rounds=0,
     leak=0.0,
-)
-VICTIM = VictimSetting(
-    seed=1,
-    dataset="digits",
-    model="digits-mlp",
-    family="patch",
-    target_label=3,
-    poison_rate=0.5,
-    n_train=500,
-    n_references=12,
-    training=TrainingConfig(n_epochs=8, batch_size=32, lr=0.05, momentum=0.9),
 )
 
 
@@ -169,21 +158,20 @@ def test_keys_change_with_settings(changes: dict[str, Any]) -> None:
 
 
 def test_keys_change_with_the_version_and_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = key_of(VICTIM.manifest())
+    key = key_of(FEDERATION.manifest())
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
-    newer = key_of(VICTIM.manifest())
-    monkeypatch.setattr(cache, "COLUMNS", COLUMNS[::-1])
-    assert len({key, newer, key_of(VICTIM.manifest())}) == 3
+    newer = key_of(FEDERATION.manifest())
+    other = key_of(FEDERATION.manifest(), COLUMNS[::-1])
+    assert len({key, newer, other}) == 3
 
 
 def test_manifest_has_a_line_a_source(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
-    write_manifest(path, [FEDERATION.manifest(), VICTIM.manifest()])
+    write_manifest(path, [FEDERATION.manifest(), {"source": "victim", "family": "patch"}])
     first, second = map(json.loads, path.read_text().splitlines())
     assert first["source"] == "federation"
     assert first["training"]["lr"] == 0.05
-    assert second["source"] == "victim"
-    assert second["family"] == "patch"
+    assert second == {"source": "victim", "family": "patch"}
 
 
 @pytest.mark.parametrize("dataset", ["digits", "glyphs"])
@@ -197,13 +185,6 @@ def test_settings_are_drawn_from_their_seed(dataset: str) -> None:
         assert 6 <= setting.clients_per_round <= setting.n_clients
         assert 10 <= setting.n_clean <= 20
     assert {s.model for s in drawn} == set(MODELS[dataset])
-
-
-def test_victims_are_drawn_from_their_seed() -> None:
-    drawn = [draw_victim(seed) for seed in range(40)]
-    assert drawn == [draw_victim(seed) for seed in range(40)]
-    assert {v.family for v in drawn} >= {"patch", "polygon", "blended"}
-    assert 0 < sum(v.poison_rate == 0 for v in drawn) < 20  # clean victims belong to the tasks
 
 
 @pytest.mark.parametrize("name", ATTACK_NAMES)
@@ -254,57 +235,48 @@ def test_only_malicious_updates_differ_from_the_honest_round(episodes: list[Epis
         assert moved[malicious].mean() > moved[~malicious].mean()
 
 
-def test_one_victim_gives_one_episode(tmp_path: Path) -> None:
-    path = simulate(VICTIM, tmp_path)
-    assert path == path_of(VICTIM, tmp_path)
-    (episode,) = load_episodes(path)
-    assert episode.family == "patch"
-    assert episode.domain == "cv-digits"
-    assert episode.support.shape[0] == 12
-    n_triggered = int(episode.labels.sum())
-    assert list(episode.labels) == [0] * N_POINTS + [1] * n_triggered
-    assert n_triggered > 20  # the attack works
-    assert np.isfinite(episode.query).all()
-
-
-def test_a_clean_victim_gives_negatives_only(tmp_path: Path) -> None:
-    training = replace(VICTIM.training, n_epochs=1)
-    path = simulate(replace(VICTIM, poison_rate=0.0, training=training), tmp_path)
-    (episode,) = load_episodes(path)
-    assert episode.family == "none"
-    assert not episode.labels.any()
-    assert len(episode.labels) == 2 * N_POINTS  # clean and harmlessly stamped inputs
-
-
-def test_what_is_cached_is_not_simulated_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = [VICTIM, replace(VICTIM, seed=2)]
-    save_episodes(path_of(VICTIM, tmp_path), [_episode(0)])
+def test_a_federation_is_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [FEDERATION, replace(FEDERATION, seed=4)]
+    save_episodes(path_of(FEDERATION, tmp_path), [_episode(0)])
     simulated: list[int] = []
 
-    def fake(setting: VictimSetting) -> list[Episode]:
+    def fake(setting: FederationSetting) -> list[Episode]:
         simulated.append(setting.seed)
         return [_episode(setting.seed)]
 
-    monkeypatch.setattr(sources, "simulate_victim", fake)
+    monkeypatch.setattr(federations, "simulate_federation", fake)
     assert list(simulate_all(wanted, tmp_path)) == wanted
-    assert simulated == [2]
+    assert simulated == [4]
     assert list(simulate_all(wanted, tmp_path)) == wanted
-    assert simulated == [2]
+    assert simulated == [4]
+    assert simulate(FEDERATION, tmp_path) == path_of(FEDERATION, tmp_path)
+
+
+def _keys(curriculum: Curriculum) -> list[str]:
+    federations = [key_of(s.manifest()) for s in curriculum.federations()]
+    return federations + [key_of(s.manifest()) for s in curriculum.victims()]
 
 
 def test_curriculum_lists_distinct_sources() -> None:
-    curriculum = Curriculum(n_victims=5, n_digits=3, n_glyphs=2, seed=1)
-    listed = curriculum.sources()
-    assert len({key_of(s.manifest()) for s in listed}) == len(listed) == 10
-    assert listed == curriculum.sources()
-    other = Curriculum(n_victims=5, n_digits=3, n_glyphs=2, seed=2).sources()
-    assert not {key_of(s.manifest()) for s in listed} & {key_of(s.manifest()) for s in other}
+    curriculum = Curriculum(n_victims=50, n_digits=3, n_glyphs=2, seed=1)
+    keys = _keys(curriculum)
+    assert len(set(keys)) == len(keys)
+    assert abs(len(curriculum.victims()) - 50) <= 7  # rounded by data set
+    assert curriculum.victims() == Curriculum(n_victims=50, seed=1).victims()
+    other = Curriculum(n_victims=50, n_digits=3, n_glyphs=2, seed=2)
+    assert not set(keys) & set(_keys(other))
     with pytest.raises(ValueError, match="at least 2 sources"):
         Curriculum(n_victims=1, n_digits=0, n_glyphs=0)
     with pytest.raises(ValueError, match="n_victims must be >= 0"):
         Curriculum(n_victims=-1)
+
+
+def test_a_curriculum_keeps_to_its_domains_and_files() -> None:
+    embedded = Curriculum(domains=("cv", "nlp"))
+    assert embedded.pools() == ["digits", "glyphs", "roles"]
+    assert not embedded.federations()
+    assert not embedded.calm_settings()
+    assert "cifar10" in Curriculum(domains=("cv",), with_files=True).pools()
 
 
 def test_partial_clients_hold_a_part_of_the_classes() -> None:
@@ -348,4 +320,4 @@ def test_calm_federations_are_none_of_the_sources() -> None:
     curriculum = Curriculum(n_victims=0, n_digits=16, n_glyphs=8)
     calm = curriculum.calm_settings()
     assert [s.dataset for s in calm] == ["glyphs", "digits", "digits"]
-    assert not {s.seed for s in calm} & {s.seed for s in curriculum.sources()}
+    assert not {s.seed for s in calm} & {s.seed for s in curriculum.federations()}

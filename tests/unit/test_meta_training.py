@@ -15,19 +15,21 @@ from fl_shield.cli.meta_train import app
 from fl_shield.detector import Adapted, MetaShield, blank_weights
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode, MetaConfig
-from fl_shield.simulations.episodes.sources import Curriculum
+from fl_shield.simulations.episodes.curriculum import Curriculum
+from fl_shield.simulations.episodes.tasks import FEDERATED, Task, is_validation
 from fl_shield.simulations.meta_training import (
     HOLD_OUT,
     N_NULL,
+    Split,
+    best_length,
     calibrated,
     column_scales,
+    episodes_of,
     fit_weights,
     kind_of,
-    loss_figure,
-    split_sources,
-    table,
     with_null,
 )
+from fl_shield.simulations.model_card import loss_figure, table
 
 CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=4, n_support=8, n_query=12)
 
@@ -41,14 +43,35 @@ def _episode(seed: int, domain: str = "fl-toy") -> Episode:
     return Episode(support=support, query=query, labels=labels, family="shift", domain=domain)
 
 
-SOURCES = [[_episode(2 * i), _episode(2 * i + 1, "cv-toy")] for i in range(2 * HOLD_OUT)]
+VICTIM = {"domain": "cv", "pool": "toy", "family": "patch", "architecture": "cnn"}
+TASKS = [
+    Task(episodes=(_episode(2 * i), _episode(2 * i + 1, "cv-toy")), facts=FEDERATED)
+    for i in range(2 * HOLD_OUT)
+]
 
 
-def test_sources_are_held_out_whole() -> None:
-    split = split_sources(SOURCES)
-    assert len(split.held_out) == 4
-    assert len(split.training) == 4 * HOLD_OUT - 4
-    assert all(any(e is h for h in split.held_out) for e in SOURCES[HOLD_OUT])
+def test_tasks_are_held_out_whole() -> None:
+    split = Split.of(TASKS)
+    assert split.held_out == [TASKS[0], TASKS[HOLD_OUT]]
+    assert len(split.training) == len(TASKS) - 2
+    assert episodes_of(split.held_out) == [*TASKS[0].episodes, *TASKS[HOLD_OUT].episodes]
+
+
+def test_validation_has_its_own_families_and_networks() -> None:
+    def validates(**facts: str) -> bool:
+        return is_validation(Task(episodes=(), facts={**VICTIM, **facts}))
+
+    assert validates(family="colour")
+    assert validates(architecture="vit")
+    assert not validates()
+    assert not is_validation(TASKS[0])
+
+
+def test_the_length_of_a_run_is_found_without_the_validation() -> None:
+    unseen = [replace(t, facts={**VICTIM, "family": "colour"}) for t in TASKS[:3]]
+    history = best_length([*TASKS[3:], *unseen], CONFIG, seed=0)
+    assert [p.epoch for p in history] == [0, 1, 2, 3]
+    assert all(np.isfinite(p.validation_loss) for p in history)
 
 
 def test_columns_are_standardised_by_training_rows() -> None:
@@ -58,30 +81,34 @@ def test_columns_are_standardised_by_training_rows() -> None:
     np.testing.assert_allclose(scale.numpy(), np.concatenate(rows).std(0) + 0.05, atol=1e-5)
 
 
+def _calm(task: Task) -> Task:
+    """The benign half of a task, as rounds that nobody attacks."""
+    benign = (replace(e, query=e.query[:10], labels=e.labels[:10] * 0) for e in task.episodes)
+    return replace(task, episodes=tuple(benign))
+
+
 def test_training_calibrating_and_describing() -> None:
-    split = split_sources(SOURCES)
-    found = list(fit_weights(split, CONFIG, seed=0, card={"seed": "0"}))
+    split = Split.of(TASKS)
+    held_out = episodes_of(split.held_out)
+    training = episodes_of(split.training)
+    found = list(fit_weights(training, held_out, CONFIG, seed=0, card={"seed": "0"}))
     history = [progress for progress, _ in found]
     assert history[-1].validation_loss < history[0].validation_loss
-    honest = [replace(e, labels=np.zeros_like(e.labels), family="none") for e in split.held_out]
-    calm = [replace(e, query=e.query[:10], labels=e.labels[:10]) for e in honest]
-    weights = calibrated(found[-1][1], [*split.held_out, *calm])
-    assert {name: len(null) for name, null in weights.nulls.items()} == {
-        "inputs": N_NULL,
-        "updates": N_NULL,
-        "first updates": N_NULL,
-    }
-    rows = table(weights, split.held_out)
+    calm = [_calm(task) for task in split.held_out]
+    weights = calibrated(found[-1][1], calm)
+    assert len(weights.nulls["updates"]) == len(weights.nulls["first updates"]) == N_NULL
+    rows = table(weights, held_out)
     assert [row["domain"] for row in rows] == ["cv-toy", "fl-toy"]
     assert all(row["auc"] > 0.9 for row in rows)
     flagged = np.mean([row["benign_flagged"] for row in rows])
-    assert flagged == pytest.approx(0.05, abs=0.05)  # the null comes from these very points
-    odd = replace(split.held_out[0], query=split.held_out[0].query + 50)
-    attacked = calibrated(weights, [*split.held_out, *calm, odd])  # attacked rounds do not count
-    assert torch.equal(attacked.nulls["updates"], weights.nulls["updates"])
+    assert flagged == pytest.approx(0.05, abs=0.06)  # the null comes from these very points
+    odd = replace(held_out[0], query=held_out[0].query + 50)
+    attacked = [*calm, Task(episodes=(odd,), facts=FEDERATED)]  # attacked rounds do not count
+    again = calibrated(weights, attacked)
+    assert torch.equal(again.nulls["updates"], weights.nulls["updates"])
     drawn = np.asarray(loss_figure(history).axes[0].lines[0].get_ydata())
     assert drawn[0] == pytest.approx(history[0].loss)
-    odds = Adapted(weights, split.held_out[0].support).score(split.held_out[0].query).log_odds
+    odds = Adapted(weights, held_out[0].support).score(held_out[0].query).log_odds
     assert np.isfinite(odds).all()
 
 
@@ -92,28 +119,31 @@ def test_kinds() -> None:
 
 def test_the_command_makes_weights_that_load(tmp_path: Path) -> None:
     out, cache = tmp_path / "meta", tmp_path / "cache"
-    arguments = ["--out", str(out), "--victims", "7", "--digits", "0", "--glyphs", "0"]
+    arguments = ["--out", str(out), "--domains", "rl", "--victims", "12", "--draws", "1"]
     arguments += ["--epochs", "1", "--workers", "1", "--cache", str(cache)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     detector = MetaShield.load(out / "metashield.safetensors")
     assert detector.weights.config.n_epochs == 1
+    assert "inputs@20" in detector.weights.nulls
     manifest = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert [row["seed"] for row in manifest] == list(range(7))
-    assert "--victims 7" in (out / "MODEL_CARD.md").read_text()
+    assert {row["pool"] for row in manifest} == {"cartpole", "acrobot", "mountaincar", "pong"}
+    assert "--victims 12" in (out / "MODEL_CARD.md").read_text()
     assert (out / "training_loss.png").stat().st_size > 1000
-    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")}
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}  # resumed
+    assert before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")}  # resumed
 
 
 def test_a_curriculum_without_sources_says_what_to_do() -> None:
     with pytest.raises(ScenarioError, match="at least 2 sources"):
         Curriculum(n_victims=0, n_digits=0, n_glyphs=0)
+    with pytest.raises(ScenarioError, match="domains must be some of cv, nlp, rl, fl, got 'audio'"):
+        Curriculum(domains=("audio",))
 
 
 def test_another_null_takes_the_place_of_one() -> None:
-    before = calibrated(blank_weights(config=CONFIG), split_sources(SOURCES).held_out)
+    before = blank_weights(config=CONFIG)
     scores = [np.arange(50.0), np.arange(50.0, 101.0)]
     after = with_null(before, "updates", scores)
     assert float(after.nulls["updates"].median()) == pytest.approx(50)
