@@ -276,11 +276,14 @@ def test_pong_shows_what_the_teacher_reads(small: None) -> None:
     assert n_seen > 30
 
 
-def test_pong_pool(small: None, tmp_path: Path) -> None:
+def test_pong_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ale_py")
+    few = replace(CONTROLS["pong"], n_train=120, n_test=40, longest=60, stride=2)
+    for module in (episodes, control_module):
+        monkeypatch.setattr(module, "CONTROLS", {"pong": few})
     pool = load_pool("pong", cache=tmp_path)
     assert (pool.domain, pool.kind, pool.n_classes) == ("rl", "image", 3)
-    assert pool.train.x.shape == (480, 2, 40, 40)
+    assert pool.train.x.shape == (120, 2, 40, 40)
     assert pool.train.x.dtype == np.float32
     assert pool.train.x.min() == 0
     assert 0.3 < pool.train.x.max() <= 1
