@@ -124,7 +124,7 @@ def find_start(errors: Mapping[float, Floats], error_rate: float) -> Start:
             k = int(beyond[0])
             error = float(row[k])
             return Start(amplification=amplification, n_layers=k + 1, error=error, reached=True)
-    best = max(errors, key=lambda amplification: float(errors[amplification].max()))
+    best = max(reversed(list(errors)), key=lambda factor: float(errors[factor].max()))
     k = int(errors[best].argmax())
     return Start(amplification=best, n_layers=k + 1, error=float(errors[best][k]), reached=False)
 
