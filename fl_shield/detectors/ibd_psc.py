@@ -188,8 +188,8 @@ class IbdPsc(MultiPass):
     def _prepared(self, model: nn.Module) -> nn.Module:
         return deepcopy(model).eval()
 
-    def _open(self, model_or_activations: nn.Module | Activations, clean: Any) -> NDArray[Any]:
-        references = super()._open(model_or_activations, clean)
+    def _open(self, model_or_view: nn.Module | Activations, clean: Any) -> NDArray[Any]:
+        references = super()._open(model_or_view, clean)
         self.layers_ = norm_layers(self._model, references)
         if not self.layers_:
             raise ShieldError(

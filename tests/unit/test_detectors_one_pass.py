@@ -27,7 +27,7 @@ from fl_shield.detectors.contract import MAX_REFITS
 from fl_shield.detectors.knn import nearest_distances
 from fl_shield.detectors.mahalanobis import shrunk_distances
 from fl_shield.detectors.tedpp import Bank, axis_outlier_scores, nearest_ranks, tube_radii
-from fl_shield.types import Floats, Ints
+from fl_shield.types import Detector, Floats, Ints
 
 
 def _seen(n: int, seed: int = 0, d: int = 5, n_classes: int = 3, shift: float = 0) -> Activations:
@@ -377,6 +377,11 @@ def test_other_layers_than_those_of_the_references_are_refused() -> None:
 def test_impossible_settings_are_refused(make: type[Mahalanobis]) -> None:
     with pytest.raises(ValueError, match="got"):
         make()
+
+
+def test_one_contract_with_our_own_detector() -> None:
+    made: Detector = Mahalanobis(fpr_budget=0.1)  # held by the type checker
+    assert made.fit(CLEAN).p_values(POINTS).min() >= 1 / (len(CLEAN) + 1)
 
 
 def test_fit_says_what_it_takes() -> None:
