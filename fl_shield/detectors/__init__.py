@@ -53,8 +53,8 @@ def make_detector(name: str, **settings: Any) -> Calibrated[Any]:
 
     Examples
     --------
-    >>> make_detector("knn", k=3).n_passes
-    1
+    >>> make_detector("knn", k=3)
+    KNearest(fpr_budget=0.05, layers='auto', k=3)
     """
     if name not in DETECTORS:
         raise ValueError(f"detector must be one of {', '.join(DETECTORS)}, got {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -14,10 +15,14 @@ from fl_shield.types import Floats
 ORDERS = (1, 2, 3, 4)
 MAX_UNITS = 64
 N_DEVIATIONS = 10.0
-MIN_PER_CLASS = 8
+MIN_PER_CLASS = 4
 
-FLOOR = 1e-3
-"""Least bound that an excess is measured by, as a share of the mean bound."""
+FLOOR = 0.1
+"""Least bound that an excess is measured by, as a share of the order's mean bound.
+
+Published code has 1e-6 in absolute terms: then units that few references use, of which few-shot
+references have many, drown all others.
+"""
 
 
 def gram_features(maps: Floats, orders: Sequence[int] = ORDERS) -> Floats:
@@ -70,18 +75,19 @@ class Bands:
         return cls(low=median - reach, high=median + reach)
 
     def excess(self, grams: Floats) -> Floats:
-        """Mean relative excess of (n, orders, entries) beyond the bands, shape (n,).
+        """Mean relative excess of (n, orders, entries) beyond the bands, by order (n, orders).
 
         Examples
         --------
         >>> bands = Bands(low=np.array([[1.0]]), high=np.array([[2.0]]))
         >>> bands.excess(np.array([[[1.5]], [[3.0]], [[0.5]]])).round(2).tolist()
-        [0.0, 0.5, 0.5]
+        [[0.0], [0.5], [0.5]]
         """
-        least = FLOOR * max(float(np.abs([self.low, self.high]).mean()), 1e-12)
+        mean_bound = np.abs([self.low, self.high]).mean((0, 2))[:, None]
+        least = FLOOR * np.maximum(mean_bound, 1e-12)
         below = np.maximum(self.low - grams, 0) / np.maximum(np.abs(self.low), least)
         above = np.maximum(grams - self.high, 0) / np.maximum(np.abs(self.high), least)
-        means: Floats = (below + above).mean((1, 2))
+        means: Floats = (below + above).mean(2)
         return means
 
 
@@ -90,8 +96,10 @@ class Beatrix(OnePass):
     """Suspects inputs whose units correlate as no clean reference of the same class shows.
 
     The published method reads maps of channels and positions; this one reads pooled activations,
-    so that each layer is one vector. Layers wider than ``max_units`` give evenly spaced units.
-    A class with fewer than ``min_per_class`` references takes the bands of all references.
+    so that each layer is one vector and orders differ by their parity only (each is computed once
+    and counts as often as it is asked for). Layers wider than ``max_units`` give evenly spaced
+    units. The paper has 30 references a class; here one with fewer than ``min_per_class`` takes
+    the bands of all references.
 
     Attributes
     ----------
@@ -134,19 +142,20 @@ class Beatrix(OnePass):
             )
 
     def _learn(self, references: Activations) -> Rule[Activations]:
-        layers = list(references.layers)
-        by_class = {
-            c: self._bands(references.take(references.labels == c)) for c in self._own(references)
-        }
-        for_all = self._bands(references)
+        layers, weights = list(references.layers), self._parities()[1]
+        own = self._own(references)
+
+        @cache
+        def bands_of(c: int | None) -> dict[str, Bands]:
+            return self._bands(references if c is None else references.take(references.labels == c))
 
         def rule(points: Activations) -> Floats:
             scores = np.zeros(len(points))
-            grams = {name: self._grams(points, name) for name in layers}
             for c in np.unique(points.labels):
-                bands, which = by_class.get(int(c), for_all), points.labels == c
-                parts = [bands[name].excess(grams[name][which]) for name in layers]
-                scores[which] = np.mean(parts, axis=0)
+                which, bands = points.labels == c, bands_of(int(c) if c in own else None)
+                these = points.take(which)
+                parts = [bands[name].excess(self._grams(these, name)) for name in layers]
+                scores[which] = np.average(np.mean(parts, axis=0), axis=1, weights=weights)
             return scores
 
         return rule
@@ -166,4 +175,10 @@ class Beatrix(OnePass):
         rows = activations.layers[name]
         width = rows.shape[1]
         kept = np.linspace(0, width - 1, min(width, self.max_units)).round().astype(int)
-        return gram_features(rows[:, kept, None], self.orders)
+        return gram_features(rows[:, kept, None], self._parities()[0])
+
+    def _parities(self) -> tuple[list[int], list[int]]:
+        """One order for each parity that is asked for, and how often it is."""
+        odd = sum(order % 2 for order in self.orders)
+        both = {1: odd, 2: len(self.orders) - odd}
+        return [p for p, n in both.items() if n], [n for n in both.values() if n]

@@ -99,18 +99,18 @@ class Calibrated(ABC, Generic[R]):
     def n_passes(self) -> int:
         """Forward passes of the model that scoring one input costs, at most."""
 
-    def fit(self, model_or_activations: nn.Module | Activations, clean: Any = None) -> Self:
+    def fit(self, model_or_view: nn.Module | Activations, clean: Any = None) -> Self:
         """Learn from clean references only; forgets earlier fits.
 
         Parameters
         ----------
-        model_or_activations : nn.Module or Activations
+        model_or_view : nn.Module or Activations
             The model to watch; one-pass detectors also take its activations on clean inputs.
         clean : (m, ...) array, optional
             Clean inputs of the model, m >= 4; unused without a model.
         """
         self._rule: Rule[R] | None = None
-        references = self._open(model_or_activations, clean)
+        references = self._open(model_or_view, clean)
         rule = self._learn(references)
         self.reference_scores_ = self._out_of_fit(references)
         self.threshold_ = threshold_at(self.reference_scores_, self.fpr_budget)
@@ -137,7 +137,7 @@ class Calibrated(ABC, Generic[R]):
         return flags
 
     @abstractmethod
-    def _open(self, model_or_activations: nn.Module | Activations, clean: Any) -> R:
+    def _open(self, model_or_view: nn.Module | Activations, clean: Any) -> R:
         """Remember what reads points later, and read the references."""
 
     @abstractmethod
@@ -176,21 +176,21 @@ class OnePass(Calibrated[Activations]):
         """One forward pass an input."""
         return 1
 
-    def _open(self, model_or_activations: nn.Module | Activations, clean: Any) -> Activations:
-        if isinstance(model_or_activations, Activations):
+    def _open(self, model_or_view: nn.Module | Activations, clean: Any) -> Activations:
+        if isinstance(model_or_view, Activations):
             self._model: nn.Module | None = None
             self._layers: tuple[str, ...] = ()
-            references = model_or_activations
-        elif isinstance(model_or_activations, nn.Module):
+            references = model_or_view
+        elif isinstance(model_or_view, nn.Module):
             check_number(0 if clean is None else len(clean))
-            self._model = model_or_activations
+            self._model = model_or_view
             auto = isinstance(self.layers, str)
             self._layers = find_layers(self._model) if auto else tuple(self.layers)
             references = read_activations(self._model, np.asarray(clean), self._layers)
         else:
             raise TypeError(
                 f"fit takes a torch module with clean inputs, or Activations, "
-                f"got {type(model_or_activations).__name__}"
+                f"got {type(model_or_view).__name__}"
             )
         check_number(len(references))
         self._shape = _widths(references)
@@ -216,14 +216,14 @@ class OnePass(Calibrated[Activations]):
 class MultiPass(Calibrated[NDArray[Any]]):
     """A detector that runs the model several times over changed copies of each input."""
 
-    def _open(self, model_or_activations: nn.Module | Activations, clean: Any) -> NDArray[Any]:
-        if not isinstance(model_or_activations, nn.Module):
+    def _open(self, model_or_view: nn.Module | Activations, clean: Any) -> NDArray[Any]:
+        if not isinstance(model_or_view, nn.Module):
             raise TypeError(
                 f"{type(self).__name__} runs the model several times over each input: "
-                f"call fit(model, clean), got {type(model_or_activations).__name__}"
+                f"call fit(model, clean), got {type(model_or_view).__name__}"
             )
         check_number(0 if clean is None else len(clean))
-        self._model = self._prepared(model_or_activations)
+        self._model = self._prepared(model_or_view)
         references = np.asarray(clean)
         self._kind = kind_of(references)
         self._shape = references.shape[1:]

@@ -124,7 +124,7 @@ def find_start(errors: Mapping[float, Floats], error_rate: float) -> Start:
             k = int(beyond[0])
             error = float(row[k])
             return Start(amplification=amplification, n_layers=k + 1, error=error, reached=True)
-    best = max(errors, key=lambda amplification: float(errors[amplification].max()))
+    best = max(reversed(list(errors)), key=lambda factor: float(errors[factor].max()))
     k = int(errors[best].argmax())
     return Start(amplification=best, n_layers=k + 1, error=float(errors[best][k]), reached=False)
 
@@ -188,8 +188,8 @@ class IbdPsc(MultiPass):
     def _prepared(self, model: nn.Module) -> nn.Module:
         return deepcopy(model).eval()
 
-    def _open(self, model_or_activations: nn.Module | Activations, clean: Any) -> NDArray[Any]:
-        references = super()._open(model_or_activations, clean)
+    def _open(self, model_or_view: nn.Module | Activations, clean: Any) -> NDArray[Any]:
+        references = super()._open(model_or_view, clean)
         self.layers_ = norm_layers(self._model, references)
         if not self.layers_:
             raise ShieldError(

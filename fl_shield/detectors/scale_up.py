@@ -122,6 +122,13 @@ class ScaleUpLimited(MultiPass):
     References
     ----------
     J. Guo et al., SCALE-UP, ICLR 2023, section 4.3.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).random((10, 1, 4, 4), np.float32)
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    >>> ScaleUpLimited().fit(net, x).score(x[:2]).shape
+    (2,)
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("image",)
