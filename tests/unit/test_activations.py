@@ -11,10 +11,10 @@ from fl_shield.activations import (
     activation_views,
     activations_of,
     find_layers,
-    logit_statistics,
     pooled,
     watching,
 )
+from fl_shield.head import logit_statistics
 from fl_shield.profile import STATISTICS
 from fl_shield.types import Floats
 
