@@ -98,6 +98,12 @@ def ordered(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(x.numpy(), axis=-1))
 
 
+def in_order(x: Tensor) -> Tensor:
+    """Sort the last axis in place."""
+    x.numpy().sort(axis=-1)
+    return x
+
+
 def pairs(square: Tensor) -> Tensor:
     """Flatten the upper triangle of (..., m, m), without the diagonal, to (..., m (m - 1) / 2)."""
     rows, columns = torch.triu_indices(square.shape[-1], square.shape[-1], 1)
@@ -121,31 +127,38 @@ def _places(levels: tuple[float, ...], n: int) -> tuple[Tensor, Tensor, Tensor]:
 def unit_columns(points: Tensor, units: Units) -> tuple[Tensor, Tensor]:
     """Deviations of single units, 32 columns and 3 keys."""
     d = points.shape[-1]
-    z = (points - units.mean) / units.deviation
-    rising, sizes = ordered(z), ordered(z.abs())
+    z = in_order((points - units.mean).div_(units.deviation))
+    sizes = in_order(z.abs())
     square = z * z
     mean_square = square.mean(-1)
     rms = torch.log1p(mean_square.sqrt())
-    kurtosis = (square * square).mean(-1) / mean_square.clamp_min(1e-12).pow(2)
-    excess = (points - torch.clamp(points, units.low, units.high)).abs()
-    energy = points * points
+    kurtosis = square.norm(dim=-1).pow(2) / d / mean_square.clamp_min(1e-12).pow(2)
+    excess = torch.clamp(points, units.low, units.high).sub_(points).abs_()
     within = torch.searchsorted(sizes, _beyond(sizes), right=True).to(z.dtype)
     scalars = [
         *(1 - within / d).unbind(-1),
         rms,
         torch.log1p(kurtosis),
         z.mean(-1),
-        (energy * units.silent).sum(-1) / energy.sum(-1).clamp_min(1e-12),
+        _silent_energy(points, units.silent),
         units.silent.mean(-1).expand_as(rms),
-        excess.count_nonzero(-1).to(z.dtype) / d,
+        torch.sign(excess).mean(-1),
         torch.log1p((excess / units.deviation).mean(-1)),
     ]
-    signed = torch.asinh(_levels(rising, SIGNED_LEVELS))
+    signed = torch.asinh(_levels(z, SIGNED_LEVELS))
     columns = torch.cat(
         [torch.log1p(_levels(sizes, UNIT_LEVELS)), signed, torch.stack(scalars, -1)], dim=-1
     )
     keys = torch.stack([rms, torch.log1p(sizes[..., -1]), scalars[-1]], dim=-1)
     return columns, keys
+
+
+def _silent_energy(points: Tensor, silent: Tensor) -> Tensor:
+    """Share of each point's energy on silent units."""
+    if not silent.any():
+        return torch.zeros_like(points[..., 0])
+    energy = points * points
+    return (energy * silent).sum(-1) / energy.sum(-1).clamp_min(1e-12)
 
 
 def _beyond(sizes: Tensor) -> Tensor:
@@ -186,24 +199,29 @@ def span_columns(span: Span, d: int) -> tuple[Tensor, Tensor]:
     return columns, columns[..., :5]
 
 
+def _share_below(x: Tensor, level: float) -> Tensor:
+    """Share of the last axis below a level; a comparison that writes floats counts fastest."""
+    return torch.lt(x, level, out=torch.empty_like(x)).mean(-1)
+
+
 def shape_of(x: Tensor) -> Tensor:
     """Shape of each point by itself, (..., d) to (..., 8)."""
     d = x.shape[-1]
     l2 = x.norm(dim=-1).clamp_min(1e-12)
-    l1 = x.abs().sum(-1)
-    unit = x / l2[..., None]
-    energy = unit.pow(2)
-    fourth = energy.pow(2).sum(-1).clamp_min(1e-12)
+    size = x.abs()
+    l1, peak = size.sum(-1), size.amax(-1)
+    energy = size.div_(l2[..., None]).square_()
+    fourth = energy.norm(dim=-1).square().clamp_min(1e-12)
     return torch.stack(
         [
             torch.log(l2),
             torch.log((l1 / l2).clamp_min(1e-12)),
             torch.log((1 / fourth) / d),
-            torch.log((unit.abs().amax(-1) * d**0.5).clamp_min(1e-12)),
-            (energy * d < 1e-3).count_nonzero(-1).to(x.dtype) / d,
+            torch.log((peak / l2 * d**0.5).clamp_min(1e-12)),
+            _share_below(energy, 1e-3 / d),
             torch.log(fourth * d),
             torch.sign(x).mean(-1),
-            unit.mean(-1) * d**0.5,
+            x.mean(-1) / l2 * d**0.5,
         ],
         dim=-1,
     )
