@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -32,12 +30,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+def _bytes(tensor: Tensor) -> memoryview:
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     flat = tensor.detach().cpu().contiguous().flatten()
-    values: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-    return values
+    return flat.view(torch.uint8).numpy().data
 
 
 class Seal:

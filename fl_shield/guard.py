@@ -57,7 +57,8 @@ class Guard:
     Examples
     --------
     >>> rng = np.random.default_rng(0)
-    >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)).eval()
+    >>> _ = nn.init.eye_(net[0].weight), nn.init.eye_(net[2].weight)
     >>> guard = Guard.fit(net, rng.normal(size=(20, 4)).astype(np.float32))
     >>> found = guard(torch.zeros(2, 4))
     >>> found.outputs.shape, found.flags.shape

@@ -24,7 +24,7 @@ LEAST = 4
 FEW = 10
 """With fewer clean inputs a warning says so."""
 
-LARGEST = 1e30
+LARGEST = 1e15
 """A number beyond this, or one that is none, marks its input: squares must stay finite."""
 
 
@@ -47,7 +47,7 @@ class Judgement:
     contributions : (n, V) float array
         What each watched layer adds to the log-odds; zeros for an input that is not ``valid``.
     valid : (n,) bool array
-        False where an activation or a logit is NaN, infinite or beyond 1e30. Such an input is
+        False where an activation or a logit is NaN, infinite or beyond 1e15. Such an input is
         flagged, with score 1 and the smallest p-value there is.
     """
 
