@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fl_shield.profile import STATISTICS
+from fl_shield.errors import GuardError
+from fl_shield.head import Head
 from fl_shield.training import evaluating
 from fl_shield.types import Flags, Floats, Ints, View
 
@@ -202,7 +204,7 @@ def pooled_ways(activation: Tensor) -> dict[str, Tensor]:
     if activation.ndim == 3:
         mean, largest = activation.mean(1), activation.amax(1)
         return {":mean": mean, ":max": largest, ":last": activation[:, -1]}
-    return {"": pooled(activation)}
+    return plainly(activation)
 
 
 def pooled(activation: Tensor) -> Tensor:
@@ -214,49 +216,92 @@ def pooled(activation: Tensor) -> Tensor:
     torch.Size([2, 3])
     """
     if activation.ndim >= 4:
-        return activation.flatten(2).mean(-1)
+        return activation.mean(dim=tuple(range(2, activation.ndim)))
     if activation.ndim == 3:
         return activation[:, -1]
     return activation.flatten(1) if activation.ndim > 1 else activation[:, None]
 
 
+def plainly(activation: Tensor) -> dict[str, Tensor]:
+    """One row an input, in one way: :func:`pooled`."""
+    return {"": pooled(activation)}
+
+
+Pool = Callable[[Tensor], dict[str, Tensor]]
+
+
 @contextmanager
 def watching(
-    model: nn.Module, layers: Sequence[str], pool: Callable[[Tensor], Any] = pooled
-) -> Iterator[dict[str, Any]]:
+    model: nn.Module, layers: Sequence[str], pool: Pool = plainly, *, once: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """Collect pooled activations while the model runs: outputs of layers, the last one's input.
+
+    What other threads run meanwhile is not collected.
+
+    Parameters
+    ----------
+    model : nn.Module
+    layers : sequence of str
+        Module names, the head last.
+    pool : callable
+        Activation to rows (n, d) by way of pooling; see :func:`pooled_ways`.
+    once : bool
+        Refuse a layer that runs again before what was collected is cleared.
 
     Yields
     ------
-    dict of str to what ``pool`` makes of an activation, by default an (n, d) tensor
+    dict of str to (n, d) tensor
+        By layer and way of pooling, such as ``conv2:max``; by layer where there is one way.
         Filled by each forward pass and overwritten by the next one.
     """
     modules = dict(model.named_modules())
     unknown = [name for name in layers if name not in modules]
     if unknown:
-        raise ValueError(
+        raise GuardError(
             f"no layer named {unknown[0]!r} in {type(model).__name__}; "
             f"known layers: {', '.join(n for n in modules if n)}"
         )
-    seen: dict[str, Any] = {}
+    seen: dict[str, Tensor] = {}
+    ran: set[str] = set()
+    thread = get_ident()
+
+    def keep(name: str, activation: Any) -> None:
+        if get_ident() == thread:
+            rows = _rows(name, activation, pool, again=once and name in ran)
+            seen.update({name + way: part for way, part in rows.items()})
+            ran.add(name)
 
     def keep_output(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            seen[name] = pool(first.detach())
+        return lambda _module, _inputs, output: keep(name, output)
 
-        return hook
-
-    def keep_input(_module: nn.Module, inputs: Any) -> None:
-        seen[layers[-1]] = pool(inputs[0].detach())
+    def keep_input(_module: nn.Module, inputs: Any, named: Any) -> None:
+        keep(layers[-1], (*inputs, *named.values()))
 
     handles = [modules[name].register_forward_hook(keep_output(name)) for name in layers[:-1]]
-    handles.append(modules[layers[-1]].register_forward_pre_hook(keep_input))
+    head = modules[layers[-1]]
+    handles.append(head.register_forward_pre_hook(keep_input, with_kwargs=True))
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rows(name: str, activation: Any, pool: Pool, *, again: bool) -> dict[str, Tensor]:
+    """Pooled copies of what a layer said: later layers may work in place."""
+    if again:
+        raise GuardError(
+            f"layer {name!r} runs several times in one forward pass; "
+            "name layers that run once: layers=[...], the head last"
+        )
+    first = activation[0] if isinstance(activation, tuple) and activation else activation
+    if not isinstance(first, Tensor) or first.ndim == 0:
+        raise GuardError(
+            f"layer {name!r} gives {type(first).__name__}, not a tensor with one row an input; "
+            "name layers that do: layers=[...], the head last"
+        )
+    rows = pool(first.detach())
+    return rows if first.ndim >= 4 else {way: part.clone() for way, part in rows.items()}
 
 
 @torch.inference_mode()
@@ -297,14 +342,36 @@ def read_activations(
     with evaluating(model), watching(model, names, pooled_ways) as seen:
         for batch in torch.split(torch.from_numpy(x), batch_size):
             logits.append(model(batch).float())
-            for name in names:
-                for way, part in seen[name].items():
-                    rows.setdefault(name + way, []).append(part.float())
+            for name, part in in_order(seen, names).items():
+                rows.setdefault(name, []).append(part.float())
     return Activations(
         layers={name: torch.cat(parts).numpy() for name, parts in rows.items()},
         logits=torch.cat(logits).numpy(),
-        head=_head_weight(model, names[-1]),
+        head=head_weight(model, names[-1]),
     )
+
+
+def in_order(seen: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+    """What :func:`watching` collected, in the order of ``layers``, each in all its ways.
+
+    Examples
+    --------
+    >>> rows = torch.zeros(1, 1)
+    >>> list(in_order({"fc": rows, "conv:max": rows, "conv:mean": rows}, ["conv", "fc"]))
+    ['conv:max', 'conv:mean', 'fc']
+    """
+    return {key: seen[key] for name in layers for key in seen if module_of(key) == name}
+
+
+def module_of(layer: str) -> str:
+    """Name of the module that a pooled layer such as ``conv2:max`` comes from."""
+    return layer.partition(":")[0]
+
+
+def head_beside(references: Activations) -> Head:
+    """The head beside what clean references ask of it, for the statistics of any points."""
+    bounds = (references.penultimate.min(0), references.penultimate.max(0))
+    return Head.of(references.head, bounds)
 
 
 def views_beside(points: Activations, references: Activations) -> list[View]:
@@ -314,11 +381,8 @@ def views_beside(points: Activations, references: Activations) -> list[View]:
             f"points have the layers {', '.join(points.layers)} and references "
             f"{', '.join(references.layers)}: watch the same layers of one model"
         )
-    bounds = (references.penultimate.min(0), references.penultimate.max(0))
-    own, beside = (
-        logit_statistics(a.logits, a.penultimate, references.head, bounds)
-        for a in (points, references)
-    )
+    head = head_beside(references)
+    own, beside = (head.statistics(a.logits, a.penultimate) for a in (points, references))
     depths = np.linspace(1 / len(points.layers), 1, len(points.layers))
     return [
         View(
@@ -352,76 +416,10 @@ def activation_views(
     return views_beside(read_activations(model, x, names), read_activations(model, clean, names))
 
 
-def _head_weight(model: nn.Module, name: str) -> Floats | None:
+def head_weight(model: nn.Module, name: str) -> Floats | None:
+    """Weight (n_classes, d) of a linear layer, float32; None where it is another kind of layer."""
     module = dict(model.named_modules())[name]
     if not isinstance(module, nn.Linear):
         return None
     weight: Floats = module.weight.detach().cpu().float().numpy()
     return weight
-
-
-def logit_statistics(
-    logits: Floats,
-    activation: Floats | None = None,
-    head: Floats | None = None,
-    bounds: tuple[Floats, Floats] | None = None,
-) -> Floats:
-    """Scalars of each input that its logits and the head's rows tell, by slot.
-
-    Parameters
-    ----------
-    logits : (n, n_classes) float array
-    activation : (n, d) float array, optional
-        Penultimate activations.
-    head : (n_classes, d) float array, optional
-        The head's weight.
-    bounds : pair of (d,) float arrays, optional
-        Range of the references' activations, for the change of the head's output when an
-        activation is clipped to it.
-
-    Returns
-    -------
-    (n, 16) float array
-        NaN in the slots that cannot be told.
-    """
-    out = np.full((len(logits), len(STATISTICS)), np.nan)
-    slots: Mapping[str, Floats] = _from_logits(logits)
-    if activation is not None and head is not None and activation.shape[1] == head.shape[1]:
-        slots = {**slots, **_from_head(logits, activation, head, bounds)}
-    for name, values in slots.items():
-        out[:, STATISTICS.index(name)] = values
-    return out
-
-
-def _from_logits(logits: Floats) -> dict[str, Floats]:
-    top = np.sort(logits, axis=1)
-    shifted = logits - top[:, -1:]
-    total = np.exp(shifted).sum(1)
-    probabilities = np.exp(shifted) / total[:, None]
-    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
-    largest = 1 / total
-    return {
-        "largest_logit": top[:, -1] - logits.mean(1),
-        "confidence": np.log(largest) - np.log(np.maximum(1 - largest, 1e-7)),
-        "margin": top[:, -1] - top[:, -2] if logits.shape[1] > 1 else top[:, -1],
-        "energy": top[:, -1] + np.log(total),
-        "entropy": np.log(entropy + 1e-4),
-    }
-
-
-def _from_head(
-    logits: Floats, activation: Floats, head: Floats, bounds: tuple[Floats, Floats] | None
-) -> dict[str, Floats]:
-    rows = head[logits.argmax(1)]
-    norms = np.linalg.norm(activation, axis=1) + 1e-9
-    cosine = (rows * activation).sum(1) / (np.linalg.norm(rows, axis=1) * norms + 1e-12)
-    axes = np.linalg.svd(head, full_matrices=False)[2]
-    slots: dict[str, Floats] = {
-        "head_cosine": cosine,
-        "row_space": np.linalg.norm(activation @ axes.T, axis=1) / norms,
-    }
-    if bounds is not None:
-        clipped = activation.clip(*bounds)
-        change = np.linalg.norm((activation - clipped) @ head.T, axis=1)
-        slots["clipped_change"] = np.log1p(change)
-    return slots

@@ -92,14 +92,20 @@ class Weights:
         rows = torch.from_numpy(np.asarray(profiles, dtype=np.float32))
         return ((rows - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name in a file."""
+        named = {f"params.{name}": p.contiguous() for name, p in self.params.items()}
+        named |= {f"null.{name}": null.contiguous() for name, null in self.nulls.items()}
+        return named | {"mean": self.mean, "scale": self.scale}
+
+    def metadata(self) -> dict[str, str]:
+        """What a file says beside the tensors."""
+        config = json.dumps(asdict(self.config), sort_keys=True)
+        return {"format": FORMAT, "config": config, "card": json.dumps(dict(self.card))}
+
     def save(self, path: Path | str) -> None:
         """Write a safetensors file."""
-        tensors = {f"params.{name}": p.contiguous() for name, p in self.params.items()}
-        tensors |= {f"null.{name}": null.contiguous() for name, null in self.nulls.items()}
-        tensors |= {"mean": self.mean, "scale": self.scale}
-        config = json.dumps(asdict(self.config), sort_keys=True)
-        metadata = {"format": FORMAT, "config": config, "card": json.dumps(dict(self.card))}
-        save_file(tensors, str(path), metadata=metadata)
+        save_file(self.tensors(), str(path), metadata=self.metadata())
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -113,22 +119,28 @@ class Weights:
                 f"{path} is not a readable detector ({error}); "
                 "give a file that MetaShield.save or fl-shield meta-train wrote"
             ) from error
+        return cls.of(tensors, metadata, str(path))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], where: str) -> Self:
+        """Weights from what :meth:`tensors` and :meth:`metadata` gave; ``where`` for errors."""
         if metadata.get("format") != FORMAT:
             raise ShieldError(
-                f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}; "
+                f"{where} has format {metadata.get('format')!r}, this version reads {FORMAT!r}; "
                 "make it again with fl-shield meta-train"
             )
         return cls(
-            params=_below("params.", tensors),
+            params=below("params.", tensors),
             mean=tensors["mean"],
             scale=tensors["scale"],
-            nulls=_below("null.", tensors),
+            nulls=below("null.", tensors),
             config=MetaConfig(**json.loads(metadata["config"])),
             card=json.loads(metadata["card"]),
         )
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names start with a prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 

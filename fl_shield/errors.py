@@ -5,6 +5,7 @@ The tree::
     ShieldError
     ├── NotFittedError      a detector was asked to score before it was fitted
     ├── InvalidReplyError   a client's reply breaks the contract of the global model
+    ├── GuardError          a model, or what it says of inputs, cannot be guarded
     ├── DatasetError        a data set is missing, unreadable or too small
     ├── ScenarioError       an experiment was described with impossible settings
     ├── EngineError         a simulation engine could not finish a run
@@ -22,6 +23,10 @@ class NotFittedError(ShieldError):
 
 class InvalidReplyError(ShieldError, ValueError):
     """A client's reply breaks the contract of the global model."""
+
+
+class GuardError(ShieldError, ValueError):
+    """A model, or what it says of inputs, cannot be guarded."""
 
 
 class DatasetError(ShieldError, ValueError):

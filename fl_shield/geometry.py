@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ SIGNED_LEVELS = (0.0, 0.02, 0.1, 0.9, 0.98, 1.0)
 NEAR_LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0)
 ANGLE_LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
 SHRINKAGES = (0.1, 0.5, 0.9)
+BEYOND = (2.0, 3.0, 5.0)
 
 NULL = 1e-9
 """An axis with less than this share of the largest one's variance is no axis of the references."""
@@ -44,18 +46,25 @@ class Units:
 
     Attributes
     ----------
-    mean, variance, low, high, largest : tensors
-        ``largest`` is the largest absolute value.
-    count : int
-        References in a group.
+    mean, deviation, low, high : tensors
+        ``deviation`` is shrunk towards that of the typical unit.
+    silent : tensor
+        1 where every reference is zero, else 0.
     """
 
     mean: Tensor
-    variance: Tensor
+    deviation: Tensor
     low: Tensor
     high: Tensor
-    largest: Tensor
-    count: int
+    silent: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, variance: Tensor, low: Tensor, high: Tensor, count: int) -> Self:
+        """Units from moments and ranges of groups of ``count`` references."""
+        typical = variance.mean(-1, keepdim=True).clamp_min(1e-10)
+        deviation = (((count - 1) * variance + 2 * typical) / (count + 1)).sqrt()
+        silent = (torch.maximum(high, -low) <= 1e-6).to(mean.dtype)
+        return cls(mean, deviation, low, high, silent)
 
 
 @dataclass(frozen=True)
@@ -79,34 +88,6 @@ class Span:
     rank: Tensor
 
 
-def geometry(points: Tensor, references: Tensor) -> Geometry:
-    """Columns of points (..., n, d) beside references (..., m, d).
-
-    Examples
-    --------
-    >>> rows = torch.arange(12.0).view(6, 2).cos()
-    >>> geometry(rows[:2], rows[2:]).columns.shape
-    torch.Size([2, 72])
-    """
-    scale, n = _typical_norm(references), points.shape[-2]
-    points, references = points / scale, references / scale
-    units, unit_keys = unit_columns(points, _units(references))
-    near, near_keys = _neighbours(points, references)
-    span, span_keys = span_columns(_span(points, references), points.shape[-1])
-    shapes = shape_of(torch.cat([points, references], dim=-2))
-    shape = shapes[..., :n, :] - shapes[..., n:, :].mean(-2, keepdim=True)
-    columns = torch.cat([units, near, span, shape], dim=-1)
-    keys = torch.cat([span_keys, near_keys, shape[..., :2], unit_keys], dim=-1)
-    return Geometry(columns, keys)
-
-
-def _typical_norm(references: Tensor) -> Tensor:
-    norms = references.norm(dim=-1)
-    largest = norms.amax(-1, keepdim=True)
-    typical = lower_median(norms)[..., None].clamp_min(1e-12 + 1e-6 * largest)
-    return typical[..., None]
-
-
 def lower_median(x: Tensor) -> Tensor:
     """Lower median of the last axis."""
     return ordered(x)[..., (x.shape[-1] - 1) // 2]
@@ -117,76 +98,75 @@ def ordered(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(x.numpy(), axis=-1))
 
 
+def in_order(x: Tensor) -> Tensor:
+    """Sort the last axis in place."""
+    x.numpy().sort(axis=-1)
+    return x
+
+
 def pairs(square: Tensor) -> Tensor:
     """Flatten the upper triangle of (..., m, m), without the diagonal, to (..., m (m - 1) / 2)."""
     rows, columns = torch.triu_indices(square.shape[-1], square.shape[-1], 1)
     return square[..., rows, columns]
 
 
-def _levels(x: Tensor, levels: tuple[float, ...]) -> Tensor:
-    """Quantiles of the last axis, linear between order statistics."""
-    rising = ordered(x)
-    low, high, weight = _places(levels, x.shape[-1])
-    return torch.lerp(rising[..., low], rising[..., high], weight.to(x.dtype))
+def _levels(rising: Tensor, levels: tuple[float, ...]) -> Tensor:
+    """Quantiles of the last axis, which is in order; linear between order statistics."""
+    low, high, weight = _places(levels, rising.shape[-1])
+    return torch.lerp(rising[..., low], rising[..., high], weight.to(rising.dtype))
 
 
 @cache
 def _places(levels: tuple[float, ...], n: int) -> tuple[Tensor, Tensor, Tensor]:
     """Order statistics of n below and above each level, and how far it lies between them."""
-    place = torch.tensor(levels, dtype=torch.float64) * (n - 1)
+    place = torch.tensor(levels, dtype=torch.float64, device="cpu") * (n - 1)
     low = place.floor().long()
     return low, place.ceil().long(), place - low
 
 
-def _units(references: Tensor) -> Units:
-    return Units(
-        mean=references.mean(-2, keepdim=True),
-        variance=references.var(-2, keepdim=True),
-        low=references.amin(-2, keepdim=True),
-        high=references.amax(-2, keepdim=True),
-        largest=references.abs().amax(-2, keepdim=True),
-        count=references.shape[-2],
-    )
-
-
 def unit_columns(points: Tensor, units: Units) -> tuple[Tensor, Tensor]:
     """Deviations of single units, 32 columns and 3 keys."""
-    m = units.count
-    typical = units.variance.mean(-1, keepdim=True).clamp_min(1e-10)
-    deviation = (((m - 1) * units.variance + 2 * typical) / (m + 1)).sqrt()
-    z = (points - units.mean) / deviation
-    size = z.abs()
-    square = z.pow(2)
-    rms = torch.log1p(square.mean(-1).sqrt())
-    kurtosis = square.pow(2).mean(-1) / square.mean(-1).clamp_min(1e-12).pow(2)
-    excess = (points - units.high).clamp_min(0) + (units.low - points).clamp_min(0)
-    silent = (units.largest <= 1e-6).to(points.dtype)
-    energy = points.pow(2)
+    d = points.shape[-1]
+    z = in_order((points - units.mean).div_(units.deviation))
+    sizes = in_order(z.abs())
+    square = z * z
+    mean_square = square.mean(-1)
+    rms = torch.log1p(mean_square.sqrt())
+    kurtosis = square.norm(dim=-1).pow(2) / d / mean_square.clamp_min(1e-12).pow(2)
+    excess = torch.clamp(points, units.low, units.high).sub_(points).abs_()
+    within = torch.searchsorted(sizes, _beyond(sizes), right=True).to(z.dtype)
     scalars = [
-        *((size > t).to(z.dtype).mean(-1) for t in (2, 3, 5)),
+        *(1 - within / d).unbind(-1),
         rms,
         torch.log1p(kurtosis),
         z.mean(-1),
-        (energy * silent).sum(-1) / energy.sum(-1).clamp_min(1e-12),
-        silent.mean(-1).expand_as(rms),
-        (excess > 0).to(z.dtype).mean(-1),
-        torch.log1p((excess / deviation).mean(-1)),
+        _silent_energy(points, units.silent),
+        units.silent.mean(-1).expand_as(rms),
+        torch.sign(excess).mean(-1),
+        torch.log1p((excess / units.deviation).mean(-1)),
     ]
     signed = torch.asinh(_levels(z, SIGNED_LEVELS))
     columns = torch.cat(
-        [torch.log1p(_levels(size, UNIT_LEVELS)), signed, torch.stack(scalars, -1)], dim=-1
+        [torch.log1p(_levels(sizes, UNIT_LEVELS)), signed, torch.stack(scalars, -1)], dim=-1
     )
-    keys = torch.stack([rms, torch.log1p(size.amax(-1)), scalars[-1]], dim=-1)
+    keys = torch.stack([rms, torch.log1p(sizes[..., -1]), scalars[-1]], dim=-1)
     return columns, keys
 
 
-def _neighbours(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    among = pairs(torch.cdist(references, references))
-    typical = lower_median(among)[..., None, None].clamp_min(1e-9)
-    distances = torch.cdist(points, references) / typical
-    centre = references.mean(-2, keepdim=True)
-    angles = _cosines(points - centre, references - centre)
-    return neighbour_columns(distances, angles, _cosines(points, references))
+def _silent_energy(points: Tensor, silent: Tensor) -> Tensor:
+    """Share of each point's energy on silent units."""
+    if not silent.any():
+        return torch.zeros_like(points[..., 0])
+    energy = points * points
+    return (energy * silent).sum(-1) / energy.sum(-1).clamp_min(1e-12)
+
+
+def _beyond(sizes: Tensor) -> Tensor:
+    return (
+        torch.tensor(BEYOND, dtype=sizes.dtype, device=sizes.device)
+        .expand(*sizes.shape[:-1], -1)
+        .contiguous()
+    )
 
 
 def neighbour_columns(distances: Tensor, angles: Tensor, cosines: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,46 +176,14 @@ def neighbour_columns(distances: Tensor, angles: Tensor, cosines: Tensor) -> tup
     variance = (cosines - mean[..., None]).pow(2).sum(-1) / (cosines.shape[-1] - 1)
     plain = [cosines.amax(-1), cosines.amin(-1), mean, variance.sqrt()]
     columns = torch.cat(
-        [_levels(near, NEAR_LEVELS), _levels(angles, ANGLE_LEVELS), torch.stack(plain, -1)], -1
+        [
+            _levels(ordered(near), NEAR_LEVELS),
+            _levels(ordered(angles), ANGLE_LEVELS),
+            torch.stack(plain, -1),
+        ],
+        dim=-1,
     )
     return columns, torch.stack([near.amin(-1), angles.amax(-1)], dim=-1)
-
-
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    a = a / a.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    b = b / b.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return a @ b.mT
-
-
-def _span(points: Tensor, references: Tensor) -> Span:
-    """Mahalanobis distances with covariance shrunk to a multiple of the identity, by the Gram form.
-
-    With centred references ``A = U S V'``, found from ``A A'``, the shrunk covariance has the
-    eigenvalues ``(1 - s) S^2 / m + s * t`` inside the span and ``s * t`` outside, t = trace / d.
-    """
-    m, d = references.shape[-2:]
-    centre = references.mean(-2, keepdim=True)
-    centred, offset = references - centre, points - centre
-    spectrum, left = torch.linalg.eigh(centred @ centred.mT)
-    spectrum = spectrum.clamp_min(0)[..., None, :]
-    present = spectrum > NULL * spectrum.amax(-1, keepdim=True)
-    along = (offset @ centred.mT @ left).pow(2)
-    inside = along / spectrum.clamp_min(1e-30) * present
-    spectrum = spectrum[..., 0, :] / m
-    trace = spectrum.sum(-1, keepdim=True).clamp_min(1e-12)
-    total = offset.pow(2).sum(-1)
-    outside = (total - inside.sum(-1)).clamp_min(0)
-    shrinkage = torch.tensor(SHRINKAGES, dtype=points.dtype)
-    ridge = shrinkage * trace / d
-    shrunk = (1 - shrinkage) * spectrum[..., None] + ridge[..., None, :]
-    rank = trace.pow(2) / spectrum.pow(2).sum(-1, keepdim=True).clamp_min(1e-20) / m
-    return Span(
-        whitened=inside @ (1 / shrunk) + outside[..., None] / ridge[..., None, :],
-        total=total,
-        outside=outside,
-        trace=trace.expand_as(total),
-        rank=rank.expand_as(total),
-    )
 
 
 def span_columns(span: Span, d: int) -> tuple[Tensor, Tensor]:
@@ -251,24 +199,29 @@ def span_columns(span: Span, d: int) -> tuple[Tensor, Tensor]:
     return columns, columns[..., :5]
 
 
+def _share_below(x: Tensor, level: float) -> Tensor:
+    """Share of the last axis below a level; a comparison that writes floats counts fastest."""
+    return torch.lt(x, level, out=torch.empty_like(x)).mean(-1)
+
+
 def shape_of(x: Tensor) -> Tensor:
     """Shape of each point by itself, (..., d) to (..., 8)."""
     d = x.shape[-1]
     l2 = x.norm(dim=-1).clamp_min(1e-12)
-    l1 = x.abs().sum(-1)
-    unit = x / l2[..., None]
-    energy = unit.pow(2)
-    fourth = energy.pow(2).sum(-1).clamp_min(1e-12)
+    size = x.abs()
+    l1, peak = size.sum(-1), size.amax(-1)
+    energy = size.div_(l2[..., None]).square_()
+    fourth = energy.norm(dim=-1).square().clamp_min(1e-12)
     return torch.stack(
         [
             torch.log(l2),
             torch.log((l1 / l2).clamp_min(1e-12)),
             torch.log((1 / fourth) / d),
-            torch.log((unit.abs().amax(-1) * d**0.5).clamp_min(1e-12)),
-            (energy * d < 1e-3).to(x.dtype).mean(-1),
+            torch.log((peak / l2 * d**0.5).clamp_min(1e-12)),
+            _share_below(energy, 1e-3 / d),
             torch.log(fourth * d),
             torch.sign(x).mean(-1),
-            unit.mean(-1) * d**0.5,
+            x.mean(-1) / l2 * d**0.5,
         ],
         dim=-1,
     )

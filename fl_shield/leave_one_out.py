@@ -1,6 +1,6 @@
 """Geometry of each reference beside all the others, without a copy of the others for each.
 
-Every function gives what :mod:`fl_shield.geometry` would give for one reference beside the rest,
+Every function gives what :mod:`fl_shield.frame` would give for one reference beside the rest,
 for all references at once: means, spectra and medians of "all but one" follow from those of all.
 So the cost is one pass over the references and one eigendecomposition instead of m, and memory
 stays at (m, d). A test compares each column with the slow way.
@@ -51,7 +51,7 @@ def leave_one_out(references: Tensor) -> Geometry:
 
     Examples
     --------
-    >>> from fl_shield.geometry import geometry
+    >>> from fl_shield.frame import geometry
     >>> rows = torch.arange(20.0, dtype=torch.float64).view(5, 4).sin()
     >>> slow = geometry(rows[:1], rows[1:])
     >>> bool(torch.allclose(leave_one_out(rows).columns[:1], slow.columns))
@@ -102,12 +102,11 @@ def _units(group: _Group) -> Units:
     variance = _difference(left.sum(-2, keepdim=True), left * (m / rest)) / (rest - 1)
     mean = (group.rows.sum(-2, keepdim=True) - group.rows) / rest
     high, low = _largest_of_others(group.rows), -_largest_of_others(-group.rows)
-    return Units(
+    return Units.of(
         mean=mean / group.scale,
         variance=variance / group.scale.pow(2),
         low=low / group.scale,
         high=high / group.scale,
-        largest=torch.maximum(high, -low) / group.scale,
         count=rest,
     )
 

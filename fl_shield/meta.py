@@ -145,7 +145,7 @@ def contributions(params: Params, profiles: Tensor, present: Tensor) -> Tensor:
     mean = (profiles * mask).sum(1) / present.sum().clamp_min(1)
     largest = (profiles * mask - _ABSENT * (1 - mask)).amax(1)
     context = mean @ params["w_mean"] + largest @ params["w_max"] + params["b1"]
-    own = (profiles.flatten(0, 1) @ params["w1"]).view(*profiles.shape[:2], -1)
+    own = (profiles.flatten(0, 1) @ params["w1"]).view(*profiles.shape[:2], len(params["b1"]))
     hidden = torch.nn.functional.gelu(own + context[:, None]).flatten(0, 1)
     evidence = torch.mv(hidden, params["w2"]).view(profiles.shape[:2]) + params["b2"]
     attention = torch.mv(hidden, params["attention"]).view(profiles.shape[:2])

@@ -13,14 +13,16 @@ The profiles of the references themselves are always leave-one-out, or they look
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fl_shield.frame import beside, frame
 from fl_shield.geometry import (
     ANGLE_LEVELS,
     NEAR_LEVELS,
@@ -28,10 +30,9 @@ from fl_shield.geometry import (
     SIGNED_LEVELS,
     UNIT_LEVELS,
     Geometry,
-    geometry,
-    ordered,
 )
 from fl_shield.leave_one_out import leave_one_out
+from fl_shield.standing import Ranks, Scale, z_of_each
 from fl_shield.types import Floats, View
 
 KINDS = ("activation", "update", "head", "probe", "stamp")
@@ -176,41 +177,109 @@ def profiles(views: Sequence[View]) -> Profiles:
     >>> both.points.shape, both.references.shape
     ((2, 2, 128), (20, 2, 128))
     """
-    spaces = [checked(view) for view in views]
-    numbers = {(len(points), len(references)) for points, references in spaces}
-    if len(numbers) != 1:
-        raise ValueError(
-            "views must show the same points beside the same references; "
-            f"got {sorted(numbers) or 'no views'} as numbers of both"
-        )
-    n, m = numbers.pop()
-    own, own_loo = _geometries(spaces)
-    keys, keys_loo = _standardised(own.keys, own_loo.keys)
-    told, told_loo = _statistics(views, n, m)
-    context = torch.from_numpy(np.stack([_context(view, m) for view in views]))
-    return Profiles(
-        points=_assemble(own.columns, told, keys, context),
-        references=_assemble(own_loo.columns, told_loo, keys_loo, context),
-    )
+    fitted = Profiler(views)
+    points = fitted.points([checked(view)[0] for view in views], _told(views))
+    return Profiles(points=points, references=fitted.references)
 
 
-def _geometries(spaces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Geometry, Geometry]:
-    """Geometry of the points of V spaces, (V, n, ...), and of the references, (V, m, ...)."""
-    widths = [references.shape[1] for _, references in spaces]
+class Profiler:
+    """References of several views, worked out once, beside which any points are then profiled.
+
+    Parameters
+    ----------
+    views : sequence of View
+        At least one, all of n points and m references. Of the points it matters only which
+        statistics they have.
+
+    Attributes
+    ----------
+    references : (m, V, 128) float32 array
+        Leave-one-out profiles of the references.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> clean, odd = rng.normal(size=(20, 6)), rng.normal(size=(2, 6)) + 9
+    >>> view = View(name="demo", points=odd, references=clean)
+    >>> fitted, none = Profiler([view]), torch.full((1, 2, 16), torch.nan)
+    >>> bool((fitted.points([torch.from_numpy(odd)], none) == profiles([view]).points).all())
+    True
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        spaces = [checked(view) for view in views]
+        numbers = {(len(points), len(references)) for points, references in spaces}
+        if len(numbers) != 1:
+            raise ValueError(
+                "views must show the same points beside the same references; "
+                f"got {sorted(numbers) or 'no views'} as numbers of both"
+            )
+        rows = [references for _, references in spaces]
+        m = len(rows[0])
+        self._groups = _alike(rows)
+        self._back = torch.tensor([i for group in self._groups for i in group]).argsort()
+        stacks = [torch.stack([rows[i] for i in group]) for group in self._groups]
+        self._frames = [frame(stack) for stack in stacks]
+        own = self._joined([leave_one_out(stack) for stack in stacks])
+        clean, self._masked = _clean_statistics(views)
+        self._keys, self._scale, self._ranks = Scale.of(own.keys), Scale.of(clean), Ranks.of(clean)
+        self._context = torch.from_numpy(np.stack([_context(view, m) for view in views]))
+        ranks = self._ranks.rank(clean) * (m / (m - 1))
+        told = torch.cat([z_of_each(clean), ranks], dim=-1)
+        self.references = _assemble(own.columns, told, z_of_each(own.keys), self._context)
+
+    def points(self, rows: Sequence[Tensor], statistics: Tensor) -> Floats:
+        """Profile points, each by itself.
+
+        Parameters
+        ----------
+        rows : sequence of (n, d) tensors
+            Finite points of each view, as wide as its references.
+        statistics : (V, n, 16) tensor
+            NaN in slots that the views lack.
+
+        Returns
+        -------
+        (n, V, 128) float32 array
+        """
+        found = []
+        for group, among in zip(self._groups, self._frames, strict=True):
+            stack = torch.stack([rows[i] for i in group]).to(among.centre.dtype)
+            found.append(beside(stack, among))
+        own = self._joined(found)
+        told = statistics.masked_fill(self._masked, 0)  # 0 beside 0s gives 0
+        told = torch.cat([self._scale.z(told), self._ranks.rank(told)], dim=-1)
+        return _assemble(own.columns, told, self._keys.z(own.keys), self._context)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of everything that is kept of the references."""
+        kept = (self._frames, self._keys, self._scale, self._ranks, self._masked, self._context)
+        return sum(t.nbytes for t in _tensors(kept)) + self.references.nbytes
+
+    def _joined(self, parts: Sequence[Geometry]) -> Geometry:
+        columns, keys = (torch.cat([getattr(g, name) for g in parts]) for name in _GEOMETRY)
+        return Geometry(columns[self._back], keys[self._back])
+
+
+_GEOMETRY = ("columns", "keys")
+
+
+def _tensors(kept: Any) -> Iterator[Tensor]:
+    """Every tensor inside nested sequences and dataclasses."""
+    if isinstance(kept, Tensor):
+        yield kept
+        return
+    parts = kept if isinstance(kept, list | tuple) else vars(kept).values()
+    for part in parts:
+        yield from _tensors(part)
+
+
+def _alike(spaces: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of spaces (m, d) in groups of one width."""
+    widths = [rows.shape[1] for rows in spaces]
     order = sorted(range(len(spaces)), key=widths.__getitem__)
-    parts = []
-    for _, alike in groupby(order, key=widths.__getitem__):
-        together = zip(*(spaces[i] for i in alike), strict=True)
-        points, references = (torch.stack(rows) for rows in together)
-        parts.append((geometry(points, references), leave_one_out(references)))
-    back = torch.tensor(order).argsort()
-    own, own_loo = zip(*parts, strict=True)
-    return _joined(own, back), _joined(own_loo, back)
-
-
-def _joined(parts: Sequence[Geometry], back: Tensor) -> Geometry:
-    columns, keys = torch.cat([g.columns for g in parts]), torch.cat([g.keys for g in parts])
-    return Geometry(columns[back], keys[back])
+    return [list(group) for _, group in groupby(order, key=widths.__getitem__)]
 
 
 def checked(view: View) -> tuple[Tensor, Tensor]:
@@ -241,33 +310,22 @@ def checked(view: View) -> tuple[Tensor, Tensor]:
     return points, references
 
 
-def _standardised(points: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Z-scores of points (V, n, k) and, leave-one-out, of references (V, m, k)."""
-    mean, spread = references.mean(1, keepdim=True), references.std(1, keepdim=True)
-    m = references.shape[1]
-    mean_loo = (references.sum(1, keepdim=True) - references) / (m - 1)
-    square_loo = (references.pow(2).sum(1, keepdim=True) - references.pow(2)) / (m - 1)
-    variance_loo = (square_loo - mean_loo.pow(2)).clamp_min(0) * ((m - 1) / max(m - 2, 1))
-    least = 1e-3 * references.abs().mean(1, keepdim=True).clamp_min(1e-3)
-    z = (points - mean) / spread.clamp_min(least)
-    z_loo = (references - mean_loo) / variance_loo.sqrt().clamp_min(least)
-    return torch.asinh(z), torch.asinh(z_loo)
+def _told(views: Sequence[View]) -> Tensor:
+    """Statistics of points, (V, n, 16)."""
+    return torch.stack([_checked_statistics(view)[0] for view in views])
 
 
-def _statistics(views: Sequence[View], n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Standardised statistics and their ranks among the references: (V, n, 32) and (V, m, 32)."""
-    told = [_checked_statistics(view, n, m) for view in views]
+def _clean_statistics(views: Sequence[View]) -> tuple[Tensor, Tensor]:
+    """Statistics of references (V, m, 16), and which slots a view lacks: those are zeros."""
+    told = [_checked_statistics(view) for view in views]
     own, clean = (torch.stack(rows) for rows in zip(*told, strict=True))
     masked = ~(own.isfinite().all(1, keepdim=True) & clean.isfinite().all(1, keepdim=True))
-    own, clean = own.masked_fill(masked, 0), clean.masked_fill(masked, 0)  # 0 beside 0s gives 0
-    z, z_loo = _standardised(own, clean)
-    ranks, ranks_loo = _ranks(own, clean), _ranks(clean, clean) * (m / (m - 1))
-    return torch.cat([z, ranks], dim=-1), torch.cat([z_loo, ranks_loo], dim=-1)
+    return clean.masked_fill(masked, 0), masked
 
 
-def _checked_statistics(view: View, n: int, m: int) -> tuple[Tensor, Tensor]:
+def _checked_statistics(view: View) -> tuple[Tensor, Tensor]:
     """Statistics of points (n, 16) and references (m, 16), NaN where a view has none."""
-    width = len(STATISTICS)
+    n, m, width = len(view.points), len(view.references), len(STATISTICS)
     if view.statistics is None or view.reference_statistics is None:
         missing = torch.full((n + m, width), torch.nan, dtype=torch.float64)
         return missing[:n], missing[n:]
@@ -279,15 +337,6 @@ def _checked_statistics(view: View, n: int, m: int) -> tuple[Tensor, Tensor]:
             f"got {tuple(own.shape)} and {tuple(clean.shape)}"
         )
     return own, clean
-
-
-def _ranks(values: Tensor, references: Tensor) -> Tensor:
-    """Share of references (V, m, k) below values (V, n, k) minus share above, in [-1, 1]."""
-    rising, asked = ordered(references.mT.contiguous()), values.mT.contiguous()
-    below = torch.searchsorted(rising, asked)
-    not_above = torch.searchsorted(rising, asked, right=True)
-    m = references.shape[1]
-    return ((below + not_above - m).to(values.dtype) / m).mT
 
 
 def _context(view: View, m: int) -> Floats:

@@ -35,8 +35,8 @@ class Recipe:
     batch_size : int
     n_stacked : int
         Networks that are trained together.
-    n_clean : int
-        Clean models of each data set and network that warm starts begin from.
+    n_clean, n_clean_steps : int
+        Clean models of each data set and network that warm starts begin from, and their steps.
     """
 
     n_train: int
@@ -47,11 +47,19 @@ class Recipe:
     batch_size: int = 64
     n_stacked: int = 8
     n_clean: int = 2
+    n_clean_steps: int = 500
 
 
 RECIPES: Mapping[str, Recipe] = {
     "image": Recipe(
-        n_train=6000, n_steps=1000, n_warm_steps=100, lr=4e-3, warm_lr=1e-3, n_stacked=1, n_clean=1
+        n_train=6000,
+        n_steps=1000,
+        n_warm_steps=100,
+        lr=4e-3,
+        warm_lr=1e-3,
+        n_stacked=1,
+        n_clean=1,
+        n_clean_steps=2500,
     ),
     "text": Recipe(n_train=8000, n_steps=500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
     "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),
@@ -101,7 +109,7 @@ def clean_model(pool: Pool, architecture: str, which: int, place: Workplace) -> 
         [model],
         [pool.train],
         [keyed(which, 51)],
-        n_steps=recipe.n_steps,
+        n_steps=recipe.n_clean_steps,
         batch_size=recipe.batch_size,
         lr=recipe.lr,
         weight_decay=WEIGHT_DECAY,

@@ -23,13 +23,14 @@ TREES = {
 CORE_ROWS = (
     ("fl_shield", "types", "errors", "pretrained"),
     ("rng", "geometry"),
-    ("leave_one_out",),
-    ("profile", "training", "metrics", "suspects"),
-    ("pca", "calibration", "activations", "updates", "triggers"),
+    ("leave_one_out", "frame", "standing"),
+    ("profile", "training", "metrics", "suspects", "fingerprint"),
+    ("pca", "calibration", "activations", "head", "updates", "triggers"),
     ("representation",),
     ("meta", "attacks", "detectors", "aggregators", "probes"),
     ("detector",),
-    ("witness",),
+    ("witness", "judge"),
+    ("judge_file",),
     ("inspector", "guard", "policy"),
 )
 RANKS = {part: rank for rank, row in enumerate(CORE_ROWS) for part in row}

@@ -11,10 +11,10 @@ from fl_shield.activations import (
     activation_views,
     activations_of,
     find_layers,
-    logit_statistics,
     pooled,
     watching,
 )
+from fl_shield.head import logit_statistics
 from fl_shield.profile import STATISTICS
 from fl_shield.types import Floats
 
@@ -100,6 +100,14 @@ def test_activations_are_outputs_of_layers_and_the_heads_input() -> None:
     np.testing.assert_allclose(logits, whole.numpy(), atol=1e-6)
 
 
+def test_a_layer_that_works_in_place_does_not_change_what_the_one_before_said() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)).eval()
+    x = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    rows, _ = activations_of(model, x, ("0", "2"))
+    with torch.no_grad():
+        np.testing.assert_allclose(rows["0"], model[0](torch.from_numpy(x)).numpy(), atol=1e-6)
+
+
 def test_recurrent_layers_give_their_last_step() -> None:
     model, x = _Lstm().eval(), np.random.default_rng(0).integers(0, 10, size=(4, 6))
     rows, _ = activations_of(model, x, ("lstm", "head"))
@@ -130,7 +138,7 @@ def test_training_mode_is_restored_and_nothing_else_changes(training: bool) -> N
     views = activation_views(model, _images(4), _images(6, seed=1))
     assert model.training is training
     assert model.drop.training is training
-    assert len(views) == 3
+    assert len(views) == 5  # two convolutions, each by mean and maximum, and the head
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)  # BatchNorm's too
     assert all(p.grad is None for p in model.parameters())

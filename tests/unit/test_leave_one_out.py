@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fl_shield.geometry import Geometry, geometry
+from fl_shield.frame import geometry
+from fl_shield.geometry import Geometry
 from fl_shield.leave_one_out import leave_one_out
 
 

@@ -1,0 +1,143 @@
+"""What logits and the head's rows tell of an input: scalars that the layers do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from fl_shield.profile import STATISTICS
+from fl_shield.types import Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last linear layer beside what clean references ask of it, worked out once.
+
+    Attributes
+    ----------
+    weight : (n_classes, d) float array, optional
+        None where the head is not linear: then only logits are told.
+    bounds : pair of (d,) float arrays, optional
+        Range of the references' penultimate activations.
+    axes : (n_classes, d) float array, optional
+        Orthonormal basis of the rows; None where they can span everything.
+    lengths : (n_classes,) float array, optional
+        Norms of the rows.
+
+    Examples
+    --------
+    >>> head = Head.of(np.eye(2, 3))
+    >>> rows = head.statistics(np.array([[3.0, 0.0]]), np.array([[3.0, 0.0, 4.0]]))
+    >>> round(float(rows[0, STATISTICS.index("head_cosine")]), 3)
+    0.6
+    """
+
+    weight: Floats | None = None
+    bounds: tuple[Floats, Floats] | None = None
+    axes: Floats | None = None
+    lengths: Floats | None = None
+
+    @classmethod
+    def of(cls, weight: Floats | None, bounds: tuple[Floats, Floats] | None = None) -> Self:
+        """Take the rows apart, which a singular value decomposition does."""
+        if weight is None:
+            return cls()
+        n_classes, d = weight.shape
+        axes = np.linalg.svd(weight, full_matrices=False)[2] if n_classes < d else None
+        lengths = np.linalg.norm(weight, axis=1)
+        return cls(weight=weight, bounds=bounds, axes=axes, lengths=lengths)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of what is kept beside the weight, which is the model's own."""
+        return sum(
+            a.nbytes for a in (self.axes, self.lengths, *(self.bounds or ())) if a is not None
+        )
+
+    def statistics(self, logits: Floats, activation: Floats | None = None) -> Floats:
+        """Scalars of each input by slot, (n, 16), NaN in the slots that cannot be told.
+
+        Parameters
+        ----------
+        logits : (n, n_classes) float array
+        activation : (n, d) float array, optional
+            Penultimate activations.
+        """
+        out = np.full((len(logits), len(STATISTICS)), np.nan)
+        slots: Mapping[str, Floats] = _from_logits(logits)
+        if activation is not None:
+            slots = {**slots, **self._from_rows(logits, activation)}
+        for name, values in slots.items():
+            out[:, STATISTICS.index(name)] = values
+        return out
+
+    def _from_rows(self, logits: Floats, activation: Floats) -> dict[str, Floats]:
+        if self.weight is None or self.lengths is None:
+            return {}
+        if activation.shape[1] != self.weight.shape[1]:
+            return {}
+        label = logits.argmax(1)
+        size = np.linalg.norm(activation, axis=1)
+        norms = size + 1e-9
+        dot = (self.weight[label] * activation).sum(1)
+        inside = size if self.axes is None else np.linalg.norm(activation @ self.axes.T, axis=1)
+        slots: dict[str, Floats] = {
+            "head_cosine": dot / (self.lengths[label] * norms + 1e-12),
+            "row_space": inside / norms,
+        }
+        if self.bounds is not None:
+            clipped = activation.clip(*self.bounds)
+            change = np.linalg.norm((activation - clipped) @ self.weight.T, axis=1)
+            slots["clipped_change"] = np.log1p(change)
+        return slots
+
+
+def logit_statistics(
+    logits: Floats,
+    activation: Floats | None = None,
+    head: Floats | None = None,
+    bounds: tuple[Floats, Floats] | None = None,
+) -> Floats:
+    """Scalars of each input that its logits and the head's rows tell, by slot.
+
+    Parameters
+    ----------
+    logits : (n, n_classes) float array
+    activation : (n, d) float array, optional
+        Penultimate activations.
+    head : (n_classes, d) float array, optional
+        The head's weight.
+    bounds : pair of (d,) float arrays, optional
+        Range of the references' activations, for the change of the head's output when an
+        activation is clipped to it.
+
+    Returns
+    -------
+    (n, 16) float array
+        NaN in the slots that cannot be told.
+
+    Examples
+    --------
+    >>> logit_statistics(np.array([[2.0, 1.0]])).shape
+    (1, 16)
+    """
+    return Head.of(head, bounds).statistics(logits, activation)
+
+
+def _from_logits(logits: Floats) -> dict[str, Floats]:
+    top = np.sort(logits, axis=1)
+    shifted = logits - top[:, -1:]
+    total = np.exp(shifted).sum(1)
+    probabilities = np.exp(shifted) / total[:, None]
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
+    largest = 1 / total
+    return {
+        "largest_logit": top[:, -1] - logits.mean(1),
+        "confidence": np.log(largest) - np.log(np.maximum(1 - largest, 1e-7)),
+        "margin": top[:, -1] - top[:, -2] if logits.shape[1] > 1 else top[:, -1],
+        "energy": top[:, -1] + np.log(total),
+        "entropy": np.log(entropy + 1e-4),
+    }
