@@ -20,6 +20,7 @@ def test_model_and_guard_are_timed_in_pairs(tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == json.loads(json.dumps(figures))
     assert len(figures["pairs"]) == 2
     assert 0 < figures["state_bytes"] < 1_000_000
+    assert all(0 < share < 1 for share in figures["outside_forward"].values())
     for clock in ("seconds", "cpu_seconds"):
         row = figures[clock]
         assert row["alone"] > 0
