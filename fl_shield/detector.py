@@ -29,6 +29,7 @@ from fl_shield.calibration import (
     standardise,
     task_p_values,
 )
+from fl_shield.conditioning import Habits, beside_each_other
 from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.meta import MetaConfig, Params, adapt_each, contributions, log_odds
 from fl_shield.profile import COLUMNS, MIN_REFERENCES, Profiles
@@ -51,8 +52,8 @@ class Weights:
     ----------
     params : mapping of str to tensor
         See :func:`fl_shield.meta.initial_params`.
-    mean, scale : (128,) float32 tensors
-        Standardisation of the profile's columns over the meta-training tasks.
+    mean, scale : (128,) float32 tensors, or (256,) of conditioned weights
+        Standardisation of the columns over the meta-training tasks.
     nulls : mapping of str to (k,) float32 tensor
         Quantiles of standardised benign scores over held-out meta-training tasks, apart for
         ``inputs`` of a model, ``updates`` of clients, and ``first updates``: those of a round
@@ -87,10 +88,19 @@ class Weights:
         """What these weights read of views of the same points: 128 numbers a point and view."""
         return REPRESENTATIONS[self.config.representation](views)
 
-    def standard(self, profiles: Floats) -> Tensor:
-        """Columns of (n, V, 128) profiles on the scale of meta-training."""
-        rows = torch.from_numpy(np.asarray(profiles, dtype=np.float32))
+    def standard(self, columns: Floats) -> Tensor:
+        """Columns (n, V, 128 or 256) on the scale of meta-training."""
+        rows = torch.from_numpy(np.asarray(columns, dtype=np.float32))
         return ((rows - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
+
+    def read_references(self, references: Floats) -> Tensor:
+        """What the network reads of leave-one-out profiles of references (m, V, 128)."""
+        conditioned = self.config.conditioned
+        return self.standard(beside_each_other(references) if conditioned else references)
+
+    def read_points(self, profiles: Floats, habits: Habits) -> Tensor:
+        """What the network reads of profiles of points (n, V, 128) beside references' habits."""
+        return self.standard(habits.beside(profiles) if self.config.conditioned else profiles)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in a file."""
@@ -205,7 +215,8 @@ class Adapted:
         self._null = weights.null_for(null, len(references))
         self._steps = weights.config.n_inner_steps if n_inner_steps is None else n_inner_steps
         self._present = torch.ones(references.shape[1])
-        rows = weights.standard(references)
+        self._habits = Habits.of(references)
+        rows = weights.read_references(references)
         fold = torch.arange(len(rows)) % n_folds
         held = fold == torch.arange(-1, min(n_folds, len(rows)))[:, None]  # first nothing is held
         seen = (~held).to(rows.dtype)
@@ -215,8 +226,9 @@ class Adapted:
 
     def score(self, profiles: Floats) -> Scores:
         """Score points given as (n, V, 128) profiles."""
+        rows = self._weights.read_points(profiles, self._habits)
         with torch.no_grad():
-            parts = contributions(self._params, self._weights.standard(profiles), self._present)
+            parts = contributions(self._params, rows, self._present)
         shares: Floats = parts.double().numpy()
         return Scores(log_odds=shares.sum(1), contributions=shares)
 
@@ -387,8 +399,8 @@ def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
     from fl_shield.meta import initial_params
 
     settings = config or MetaConfig()
-    params = initial_params(len(COLUMNS), settings, np.random.default_rng(seed))
-    width = len(COLUMNS)
+    width = len(COLUMNS) * (2 if settings.conditioned else 1)
+    params = initial_params(width, settings, np.random.default_rng(seed))
     null = torch.linspace(-2, 2, 101)
     return Weights(
         params=params,

@@ -53,6 +53,9 @@ class MetaConfig:
         Share of columns that are masked at random in an episode, the same in support and query.
     representation : {"profile", "pca"}
         What the detector reads of a view, see :mod:`fl_shield.representation`.
+    conditioned : bool
+        Whether it reads each number beside the references' own too, see
+        :mod:`fl_shield.conditioning`.
     """
 
     n_hidden: int = 32
@@ -67,6 +70,7 @@ class MetaConfig:
     second_order: bool = True
     dropout: float = 0.3
     representation: Representation = "profile"
+    conditioned: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_hidden", "n_epochs", "batch_size", "n_support", "n_query"):

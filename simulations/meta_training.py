@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fl_shield.activations import views_beside
 from fl_shield.calibration import standardise
+from fl_shield.conditioning import Habits, beside_each_other
 from fl_shield.detector import Adapted, Weights
 from fl_shield.meta import Episode, MetaConfig, Progress, initial_params, meta_train
-from fl_shield.profile import N_COLUMNS
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.shots import shots_of
@@ -35,16 +35,16 @@ NULL_SHOTS = (5, 7, 10, 14, 20, 30, 50)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class Parts:
     """Tasks to learn from, and others that no gradient ever sees."""
 
     training: list[Task]
     held_out: list[Task]
 
     @staticmethod
-    def of(tasks: Sequence[Task]) -> Split:
+    def of(tasks: Sequence[Task]) -> Parts:
         """Hold out every :data:`HOLD_OUT`-th task: no victim or federation is on both sides."""
-        return Split(
+        return Parts(
             training=[t for i, t in enumerate(tasks) if i % HOLD_OUT],
             held_out=[t for i, t in enumerate(tasks) if i % HOLD_OUT == 0],
         )
@@ -66,8 +66,9 @@ def best_length(tasks: Sequence[Task], config: MetaConfig, seed: int) -> list[Pr
 
 
 def column_scales(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each column over support and query rows, each (128,)."""
-    rows = [part.reshape(-1, N_COLUMNS)[::3] for e in episodes for part in (e.support, e.query)]
+    """Mean and spread of each column over support and query rows, each (n_columns,)."""
+    n_columns = episodes[0].query.shape[-1]
+    rows = [part.reshape(-1, n_columns)[::3] for e in episodes for part in (e.support, e.query)]
     stacked = np.concatenate(rows).astype(np.float64)
     mean = torch.from_numpy(stacked.mean(0).astype(np.float32))
     return mean, torch.from_numpy(stacked.std(0).astype(np.float32) + 0.05)
@@ -84,11 +85,12 @@ def fit_weights(
 
     Without validation the last ones are the best. Nothing is calibrated yet.
     """
+    episodes, validation = ([_read(e, config) for e in es] for es in (episodes, validation))
     mean, scale = column_scales(episodes)
     raw = Weights(params={}, mean=mean, scale=scale, nulls={}, config=config, card=dict(card))
     training = [_standardised(e, raw) for e in episodes]
     held_out = [_standardised(e, raw) for e in validation]
-    start = initial_params(N_COLUMNS, config, keyed(seed, 31))
+    start = initial_params(len(mean), config, keyed(seed, 31))
     best = float("inf")
     for params, progress in meta_train(start, training, held_out, config, keyed(seed, 32)):
         weights = Weights(**{**raw.__dict__, "params": params})
@@ -97,6 +99,14 @@ def fit_weights(
         if improved:
             kept = weights
         yield progress, kept
+
+
+def _read(episode: Episode, config: MetaConfig) -> Episode:
+    """An episode as the network reads it, before any standardisation."""
+    if not config.conditioned:
+        return episode
+    query = Habits.of(episode.support).beside(episode.query)
+    return replace(episode, support=beside_each_other(episode.support), query=query)
 
 
 def _standardised(episode: Episode, weights: Weights) -> Episode:

@@ -17,7 +17,7 @@ from fl_shield.detector import Adapted, Weights
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.metrics import auroc, tpr_at_fpr
 from fl_shield.simulations.episodes.curriculum import Curriculum
-from fl_shield.simulations.meta_training import Split, kind_of
+from fl_shield.simulations.meta_training import Parts, kind_of
 
 
 def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]
 
 
 def facts_of(
-    curriculum: Curriculum, split: Split, config: MetaConfig, seconds: float
+    curriculum: Curriculum, parts: Parts, config: MetaConfig, seconds: float
 ) -> dict[str, str]:
     """What a card says of how weights were made."""
     c = curriculum
@@ -69,7 +69,7 @@ def facts_of(
     backdoored = sum(v.backdoored for v in victims)
     return {
         "command": command,
-        "tasks": f"{len(split.training)} sources for training, {len(split.held_out)} held out",
+        "tasks": f"{len(parts.training)} sources for training, {len(parts.held_out)} held out",
         "sources": f"{backdoored} backdoored and {len(victims) - backdoored} clean victims on "
         f"{', '.join(c.pools()) or 'no data'}; {len(c.federations())} federations of "
         f"{c.n_rounds} rounds, each attacked in five ways and none; "

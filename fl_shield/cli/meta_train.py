@@ -128,20 +128,20 @@ def _tasks(curriculum: Curriculum, place: Workplace, draws: int) -> list[Task]:
 def _train(
     tasks: Sequence[Task], config: MetaConfig, seed: int
 ) -> tuple[Weights, list[EpochProgress]]:
-    from fl_shield.simulations.meta_training import Split, calibrated, episodes_of, fit_weights
+    from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
 
-    split = Split.of(tasks)
-    held_out = episodes_of(split.held_out)
+    parts = Parts.of(tasks)
+    held_out = episodes_of(parts.held_out)
     history: list[EpochProgress] = []
     with _progress() as progress:
         bar = progress.add_task("meta-training", total=config.n_epochs)
-        training = episodes_of(split.training)
+        training = episodes_of(parts.training)
         for epoch, weights in fit_weights(training, held_out, config, seed, {"seed": str(seed)}):
             history.append(epoch)
             kept = weights
             losses = f"loss {epoch.loss:.3f}, held out {epoch.validation_loss:.3f}"
             progress.update(bar, advance=1, description=f"meta-training ({losses})")
-    return calibrated(kept, split.held_out), history
+    return calibrated(kept, parts.held_out), history
 
 
 def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
@@ -172,7 +172,7 @@ def _write(
     seconds: float,
 ) -> None:
     from fl_shield.simulations.episodes.cache import write_manifest
-    from fl_shield.simulations.meta_training import Split, episodes_of
+    from fl_shield.simulations.meta_training import Parts, episodes_of
     from fl_shield.simulations.model_card import facts_of, loss_figure, table, write_card
 
     out.mkdir(parents=True, exist_ok=True)
@@ -183,9 +183,9 @@ def _write(
     log = [json.dumps(epoch.__dict__) for epoch in history]
     (out / "training_log.jsonl").write_text("\n".join(log) + "\n")
     loss_figure(history).savefig(out / "training_loss.png", dpi=120)
-    split = Split.of(tasks)
-    rows = table(weights, episodes_of(split.held_out))
-    write_card(out, weights, rows, facts_of(curriculum, split, weights.config, seconds))
+    parts = Parts.of(tasks)
+    rows = table(weights, episodes_of(parts.held_out))
+    write_card(out, weights, rows, facts_of(curriculum, parts, weights.config, seconds))
     shown = Table("domain", "family", "tasks", "AUC", "TPR at FPR 5 %", title="held-out tasks")
     for row in rows:
         numbers = ["–" if row[k] is None else f"{row[k]:.3f}" for k in ("auc", "tpr_at_fpr_5")]

@@ -36,8 +36,9 @@ class Recording:
         wants none.
     facts : mapping
         The setting's manifest with ``accuracy``, ``asr``, ``visibility`` and ``seconds``.
-    peer_scores : mapping of str to (n_clean + n_triggered,) float array
-        Scores of detectors that need the model itself, made while it lived.
+    peer_scores : mapping of str to (2, n_clean + n_triggered) float array
+        Scores and p-values, by ``detector@shots``, of detectors that need the model itself: made
+        while it lived.
     """
 
     references: Activations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,13 +47,30 @@ def shots_of(recording: Recording, n_shots: int, rng: np.random.Generator) -> Sh
     held = len(recording.references)
     if not 1 <= n_shots <= held:
         raise ValueError(f"n_shots must be in 1..{held}, the recorded references; got {n_shots}")
-    drawn = np.sort(rng.permutation(held)[:n_shots])
+    return shots_at(recording, np.sort(rng.permutation(held)[:n_shots]))
+
+
+def shots_at(recording: Recording, index: Ints) -> Shots:
+    """Shots with the references at ``index`` of a recording."""
     outcome = np.where(recording.reached, 1, 2) if recording.backdoored else recording.reached * 0
     return Shots(
-        references=recording.references.take(drawn),
+        references=recording.references.take(index),
         points=Activations.join([recording.clean, recording.triggered]),
         labels=np.concatenate([np.zeros(len(recording.clean), np.int64), outcome]),
     )
+
+
+def reference_index(facts: Mapping[str, Any], n_shots: int, held: int) -> Ints:
+    """Which of the recorded references an evaluation with N shots takes, in order, (n_shots,)."""
+    key = f"{facts['pool']} {facts['family']}".encode()
+    rng = keyed(int(facts["seed"]), 71, n_shots, *key)
+    return np.sort(rng.permutation(held)[:n_shots])
+
+
+def evaluation_shots(recording: Recording, n_shots: int) -> Shots:
+    """Draw the N references that every detector gets of a victim: the same for all of them."""
+    held = len(recording.references)
+    return shots_at(recording, reference_index(recording.facts, n_shots, held))
 
 
 def episode_of(

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.activations import find_stages, read_activations
 from fl_shield.attacks import attackable, poison_with, wanted_labels
+from fl_shield.detectors import DETECTORS, MULTI_PASS
+from fl_shield.errors import ShieldError
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.clean_models import (
     RECIPES,
@@ -29,11 +32,12 @@ from fl_shield.simulations.episodes.clean_models import (
 )
 from fl_shield.simulations.episodes.population import VictimSetting
 from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.simulations.episodes.shots import reference_index
 from fl_shield.simulations.pools import Pool
 from fl_shield.simulations.victims.stacked import train_stacked
 from fl_shield.training import logits_of
 from fl_shield.triggers import draw_trigger, visibility
-from fl_shield.types import Flags, Ints, Samples, Trigger
+from fl_shield.types import Flags, Floats, Ints, Samples, Trigger
 
 N_REFERENCES = 50
 N_CLEAN = 100
@@ -42,6 +46,9 @@ N_JUDGED = 400
 """Test examples that attack success is taken from."""
 
 N_RECORDED_LAYERS = 5
+
+PEER_SHOTS = (20,)
+"""Clean inputs that detectors of several passes are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +157,26 @@ def record(victim: Victim, pool: Pool, seconds: float) -> Recording:
         triggered=read_activations(model, stamped[shown], layers),
         reached=reached[shown] if setting.backdoored else np.ones(len(shown), np.bool_),
         facts=_facts(victim, test, aimed, reached, seconds),
-        peer_scores={},
+        peer_scores=_peer_scores(victim, references, np.concatenate([clean.x, stamped[shown]])),
     )
+
+
+def _peer_scores(victim: Victim, references: Samples, points: NDArray[Any]) -> dict[str, Floats]:
+    """What the detectors of several passes say of the points, of victims kept for evaluation."""
+    if not victim.setting.evaluation:
+        return {}
+    found = {}
+    for n_shots in PEER_SHOTS:
+        index = reference_index(victim.setting.manifest(), n_shots, len(references))
+        for name in MULTI_PASS:
+            detector = DETECTORS[name]()
+            try:
+                detector.fit(victim.model, references.x[index])
+            except ShieldError:  # the method does not take such inputs, or such a network
+                continue
+            both = np.stack([detector.score(points), detector.p_values(points)])
+            found[f"{name}@{n_shots}"] = both
+    return found
 
 
 def _parts(samples: Samples, sizes: Sequence[int]) -> list[Samples]:

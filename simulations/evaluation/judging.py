@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from fl_shield.metrics import auroc, rates, tpr_at_fpr
-from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.recording import Recording
-from fl_shield.simulations.episodes.shots import Shots, shots_of
+from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
 from fl_shield.types import Flags, Floats
+
+FPR_GRID = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
+"""False-positive rates of a row's ROC."""
 
 BUDGETS = (0.05, 0.01)
 """False-positive budgets that thresholds are set for."""
@@ -57,6 +59,8 @@ class Row:
         Flagged share, at 5 %, of triggered inputs that the victim does not obey; NaN without any.
     fit_seconds, score_seconds : float
         Adaptation, and judging one input.
+    roc : tuple of float
+        True-positive rates at :data:`FPR_GRID`.
     """
 
     detector: str
@@ -77,17 +81,11 @@ class Row:
     missed_flagged: float
     fit_seconds: float
     score_seconds: float
+    roc: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, NaN as None."""
         return {k: None if v != v else v for k, v in asdict(self).items()}
-
-
-def shots_for(recording: Recording, n_shots: int) -> Shots:
-    """Draw the N references that every detector gets of a victim: the same for all of them."""
-    facts = recording.facts
-    rng = keyed(int(facts["seed"]), 71, n_shots, *str(facts["pool"] + facts["family"]).encode())
-    return shots_of(recording, n_shots, rng)
 
 
 def judge(
@@ -104,7 +102,7 @@ def judge(
     name, split : str
         What the row calls the detector and its weights.
     """
-    shots = shots_for(recording, n_shots)
+    shots = evaluation_shots(recording, n_shots)
     started = time.perf_counter()
     fitted = detector.fit(shots.references)
     fit_seconds = time.perf_counter() - started
@@ -160,6 +158,7 @@ def row_of(
         missed_flagged=float(missed.mean()) if len(missed) else float("nan"),
         fit_seconds=seconds[0],
         score_seconds=seconds[1],
+        roc=tuple(tpr_at_fpr(labels, scores[judged], fpr) for fpr in FPR_GRID),
     )
 
 

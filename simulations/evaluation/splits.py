@@ -10,13 +10,14 @@ from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.triggers import HELD_OUT_FAMILIES
 
-Axis = Literal["trigger", "dataset", "domain", "architecture"]
-AXES: tuple[Axis, ...] = ("trigger", "dataset", "domain", "architecture")
+Axis = Literal["trigger", "dataset", "domain", "architecture", "transfer"]
+AXES: tuple[Axis, ...] = ("trigger", "dataset", "domain", "architecture", "transfer")
 
 _FACT: Mapping[str, str] = {
     "dataset": "pool",
     "domain": "domain",
     "architecture": "architecture",
+    "transfer": "domain",
 }
 
 
@@ -26,10 +27,11 @@ class Split:
 
     Attributes
     ----------
-    axis : {"trigger", "dataset", "domain", "architecture"}
+    axis : {"trigger", "dataset", "domain", "architecture", "transfer"}
     left_out : str
         The data set, domain or network that no training victim has; of triggers it is always
-        ``held-out``: those families are never trained on, whatever the split.
+        ``held-out``: those families are never trained on, whatever the split. A split of the axis
+        ``transfer`` names the one domain that is trained on, and judges all.
     """
 
     axis: Axis
@@ -42,9 +44,14 @@ class Split:
 
     def trains_on(self, facts: Mapping[str, Any]) -> bool:
         """Whether weights of this split may learn from a victim."""
-        if facts["evaluation"] or facts["family"] in HELD_OUT_FAMILIES:
+        if facts["evaluation"] or facts.get("family") in HELD_OUT_FAMILIES:
             return False
-        return self.axis == "trigger" or facts[_FACT[self.axis]] != self.left_out
+        if facts["domain"] == "fl":
+            return self.axis != "transfer"
+        if self.axis == "trigger":
+            return True
+        same = bool(facts[_FACT[self.axis]] == self.left_out)
+        return same == (self.axis == "transfer")
 
     def judges(self, facts: Mapping[str, Any]) -> bool:
         """Whether a victim is judged by weights of this split."""
@@ -52,6 +59,8 @@ class Split:
             return False
         if self.axis == "trigger":
             return facts["family"] in HELD_OUT_FAMILIES
+        if self.axis == "transfer":
+            return True
         return bool(facts[_FACT[self.axis]] == self.left_out)
 
 

@@ -1,20 +1,47 @@
-"""The whole comparison: weights of every split, and every peer, on the victims that each judges."""
+"""The comparison: weights of every split, and every peer, on the victims that each judges."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fl_shield.detector import MetaShield, Weights
 from fl_shield.detectors import DETECTORS, MULTI_PASS, ONE_PASS
+from fl_shield.meta import MetaConfig, Progress
 from fl_shield.simulations.episodes.recording import Recording
-from fl_shield.simulations.evaluation.judging import Row, judge, row_of, shots_for
+from fl_shield.simulations.episodes.shots import evaluation_shots
+from fl_shield.simulations.episodes.tasks import Task
+from fl_shield.simulations.evaluation.judging import Row, judge, row_of
 from fl_shield.simulations.evaluation.splits import Split
+from fl_shield.simulations.evaluation.tables import PEERS
+from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
 
 MIN_ASR = 0.9
 """Least attack success of a victim that a table counts."""
 
 OURS = "metashield"
+UNADAPTED = f"{OURS}-unadapted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the weights of every split are meta-trained.
+
+    Attributes
+    ----------
+    config : MetaConfig
+    seed : int
+    cache : Path
+        Folder of finished weights.
+    """
+
+    config: MetaConfig
+    seed: int
+    cache: Path
 
 
 def counts(recording: Recording) -> bool:
@@ -22,6 +49,37 @@ def counts(recording: Recording) -> bool:
     facts = recording.facts
     works = facts["asr"] is not None and facts["asr"] >= MIN_ASR
     return bool(facts["evaluation"] and works)
+
+
+def weights_for(
+    split: Split,
+    tasks: Sequence[Task],
+    training: Training,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Weights:
+    """Meta-train without what a split leaves out, or load what an earlier run made so."""
+    learned = [task for task in tasks if split.trains_on(task.facts)]
+    path = training.cache / f"{_key(learned, training)}.safetensors"
+    if path.exists():
+        return Weights.load(path)
+    parts = Parts.of(learned)
+    card = {"split": split.name, "seed": str(training.seed)}
+    episodes = episodes_of(parts.training)
+    for progress, weights in fit_weights(episodes, [], training.config, training.seed, card):
+        report(progress)
+        kept = weights
+    kept = calibrated(kept, parts.held_out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept.save(path)
+    return kept
+
+
+def _key(tasks: Sequence[Task], training: Training) -> str:
+    """Hash of everything that weights follow from."""
+    facts = [json.dumps(dict(task.facts), sort_keys=True, default=str) for task in tasks]
+    sizes = [len(task.episodes) for task in tasks]
+    described = json.dumps([facts, sizes, asdict(training.config), training.seed])
+    return hashlib.sha256(described.encode()).hexdigest()[:20]
 
 
 def ours(weights: Weights, **settings: Any) -> MetaShield:
@@ -33,7 +91,7 @@ def judge_split(
     weights: Weights, split: Split, recordings: Sequence[Recording], shots: Sequence[int]
 ) -> Iterator[Row]:
     """Judge every victim of a split, adapted and unadapted."""
-    variants = {OURS: ours(weights), f"{OURS}-unadapted": ours(weights, n_inner_steps=0)}
+    variants = {OURS: ours(weights), UNADAPTED: ours(weights, n_inner_steps=0)}
     for recording in recordings:
         if not (counts(recording) and split.judges(recording.facts)):
             continue
@@ -50,14 +108,14 @@ def judge_peers(recording: Recording, shots: Sequence[int]) -> Iterator[Row]:
         return
     for n_shots in shots:
         for name in ONE_PASS:
-            row = judge(DETECTORS[name](), recording, n_shots, name=name, split="peers")
+            row = judge(DETECTORS[name](), recording, n_shots, name=name, split=PEERS)
             if row is not None:
                 yield row
-        drawn = shots_for(recording, n_shots)
+        drawn = evaluation_shots(recording, n_shots)
         for name in MULTI_PASS:
             key = f"{name}@{n_shots}"
             if key in recording.peer_scores:
                 scores, p_values = recording.peer_scores[key]
-                row = row_of(drawn, scores, p_values, recording.facts, name=name, split="peers")
+                row = row_of(drawn, scores, p_values, recording.facts, name=name, split=PEERS)
                 if row is not None:
                     yield row

@@ -20,7 +20,7 @@ from fl_shield.simulations.episodes.tasks import FEDERATED, Task, is_validation
 from fl_shield.simulations.meta_training import (
     HOLD_OUT,
     N_NULL,
-    Split,
+    Parts,
     best_length,
     calibrated,
     column_scales,
@@ -51,7 +51,7 @@ TASKS = [
 
 
 def test_tasks_are_held_out_whole() -> None:
-    split = Split.of(TASKS)
+    split = Parts.of(TASKS)
     assert split.held_out == [TASKS[0], TASKS[HOLD_OUT]]
     assert len(split.training) == len(TASKS) - 2
     assert episodes_of(split.held_out) == [*TASKS[0].episodes, *TASKS[HOLD_OUT].episodes]
@@ -88,7 +88,7 @@ def _calm(task: Task) -> Task:
 
 
 def test_training_calibrating_and_describing() -> None:
-    split = Split.of(TASKS)
+    split = Parts.of(TASKS)
     held_out = episodes_of(split.held_out)
     training = episodes_of(split.training)
     found = list(fit_weights(training, held_out, CONFIG, seed=0, card={"seed": "0"}))
