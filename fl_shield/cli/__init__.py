@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "simulate": "fl_shield.cli.simulate",
     "audit": "fl_shield.cli.audit",
     "meta-train": "fl_shield.cli.meta_train",
+    "evaluate": "fl_shield.cli.evaluate",
 }
 """Module of each command; it holds a typer ``app`` and imports nothing heavy on its own."""
 

@@ -37,6 +37,7 @@ from fl_shield.simulations.evaluation.study import (
     OURS,
     Training,
     counts,
+    judge_ablations,
     judge_peers,
     judge_split,
     ours,
@@ -77,6 +78,7 @@ class Evaluation:
     shots : tuple of int
         Numbers of clean inputs; 20 must be among them.
     ablate : bool
+        Whether weights with one thing changed are trained and judged too.
     seed : int
     place : Workplace
     n_workers : int
@@ -157,6 +159,9 @@ def run(evaluation: Evaluation, report: Report = lambda step, done, total: None)
         if split.name == MAIN_SPLIT:
             held_out = [r for r in counted if split.judges(r.facts)]
             scores = standard_scores(weights, held_out)
+            if evaluation.ablate:
+                given = (split, tasks, evaluation.training, held_out, MAIN_SHOTS)
+                rows += judge_ablations(*given)
     report("splits: meta-training and judging", len(splits), len(splits))
     for i, recording in enumerate(counted):
         report("peers", i, len(counted))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,21 @@ class Training:
     config: MetaConfig
     seed: int
     cache: Path
+
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no-inner-steps": {"n_inner_steps": 0},
+    "one-inner-step": {"n_inner_steps": 1},
+    "first-order": {"second_order": False},
+    "unconditioned": {"conditioned": False},
+    "no-dropout": {"dropout": 0.0},
+    "hidden-16": {"n_hidden": 16},
+    "hidden-64": {"n_hidden": 64},
+}
+"""Settings of meta-training that differ from the ones that are shipped, one at a time."""
+
+FEWER_VICTIMS = (0.25, 0.5)
+"""Shares of the training victims that ablations learn from."""
 
 
 def counts(recording: Recording) -> bool:
@@ -100,6 +115,36 @@ def judge_split(
                 row = judge(detector, recording, n_shots, name=name, split=split.name)
                 if row is not None:
                     yield row
+
+
+def judge_ablations(
+    split: Split,
+    tasks: Sequence[Task],
+    training: Training,
+    recordings: Sequence[Recording],
+    n_shots: int,
+) -> Iterator[Row]:
+    """Train with one thing changed at a time, and judge the victims of a split."""
+    for name, trained, on in _ablated(tasks, training):
+        detector = ours(weights_for(split, on, trained))
+        for recording in recordings:
+            if counts(recording) and split.judges(recording.facts):
+                called = f"{OURS}/{name}"
+                row = judge(detector, recording, n_shots, name=called, split=split.name)
+                if row is not None:
+                    yield row
+
+
+def _ablated(
+    tasks: Sequence[Task], training: Training
+) -> Iterator[tuple[str, Training, Sequence[Task]]]:
+    for name, changes in ABLATIONS.items():
+        yield name, replace(training, config=replace(training.config, **changes)), tasks
+    for share in FEWER_VICTIMS:
+        yield f"victims-{share:.0%}", training, tasks[:: round(1 / share)]
+    for domain in sorted({str(task.facts["domain"]) for task in tasks}):
+        rest = [task for task in tasks if task.facts["domain"] != domain]
+        yield f"without-{domain}", training, rest
 
 
 def judge_peers(recording: Recording, shots: Sequence[int]) -> Iterator[Row]:
