@@ -18,7 +18,8 @@ app = typer.Typer(add_completion=False)
 
 console = Console(stderr=True)
 
-QUICK = {"victims": 160, "each": 1, "epochs": 5}
+QUICK = {"victims": 90, "each": 1, "epochs": 5}
+QUICK_POOLS = ("digits", "cartpole", "acrobot", "mountaincar")
 
 
 @app.command()
@@ -30,6 +31,9 @@ def evaluate(
     domains: Annotated[
         str, typer.Option(help="What takes part: some of cv, nlp, rl, fl.")
     ] = "cv,nlp,rl",
+    pools: Annotated[
+        str, typer.Option(help="Data sets that take part, such as cifar10,sst2; none = all.")
+    ] = "",
     victims: Annotated[int, typer.Option(min=2, help="Victims to learn from.")] = 1500,
     each: Annotated[
         int, typer.Option(min=1, help="Victims judged, by data set and held-out family.")
@@ -65,6 +69,7 @@ def evaluate(
     evaluation = Evaluation(
         axes=("trigger",) if quick else _words(tables),
         domains=("cv", "nlp", "rl") if quick else _words(domains),
+        pools=QUICK_POOLS if quick else _words(pools),
         n_victims=QUICK["victims"] if quick else victims,
         n_each=QUICK["each"] if quick else each,
         n_epochs=QUICK["epochs"] if quick else epochs,

@@ -43,6 +43,9 @@ def meta_train(
     domains: Annotated[
         str, typer.Option(help="What to learn from: some of cv, nlp, rl, fl.")
     ] = "cv,nlp,rl,fl",
+    pools: Annotated[
+        str, typer.Option(help="Data sets of victims, such as cifar10,sst2; none = all.")
+    ] = "",
     victims: Annotated[int, typer.Option(min=0, help="Single models, over all data sets.")] = 1500,
     digits: Annotated[int, typer.Option(min=0, help="Federations on digits.")] = 16,
     glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 44,
@@ -82,6 +85,7 @@ def meta_train(
         n_glyphs=glyphs,
         n_rounds=rounds,
         with_files=data_dir is not None,
+        only=tuple(part.strip() for part in pools.split(",") if part.strip()),
         seed=seed,
         representation=representation.value,
     )

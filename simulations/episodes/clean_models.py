@@ -54,17 +54,37 @@ RECIPES: Mapping[str, Recipe] = {
     "image": Recipe(
         n_train=6000,
         n_steps=1000,
-        n_warm_steps=100,
+        n_warm_steps=120,
         lr=4e-3,
-        warm_lr=1e-3,
+        warm_lr=4e-3,
         n_stacked=1,
         n_clean=1,
         n_clean_steps=2500,
     ),
+    "digits": Recipe(
+        n_train=1000,
+        n_steps=500,
+        n_warm_steps=120,
+        lr=4e-3,
+        warm_lr=4e-3,
+        n_clean=1,
+        n_clean_steps=600,
+    ),
     "text": Recipe(n_train=8000, n_steps=500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
     "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),
 }
-"""By kind of input."""
+"""By kind of input, or by data set where one is unlike the others of its kind."""
+
+
+def recipe_of(pool: str, kind: str) -> Recipe:
+    """How networks of a data set are trained.
+
+    Examples
+    --------
+    >>> recipe_of("digits", "image").n_stacked > recipe_of("cifar10", "image").n_stacked
+    True
+    """
+    return RECIPES.get(pool, RECIPES[kind])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +124,7 @@ def clean_model(pool: Pool, architecture: str, which: int, place: Workplace) -> 
     if path.exists():
         model.load_state_dict(load_file(str(path)))
         return model
-    recipe = RECIPES[pool.kind]
+    recipe = recipe_of(pool.name, pool.kind)
     train_stacked(
         [model],
         [pool.train],

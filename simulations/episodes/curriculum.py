@@ -35,6 +35,8 @@ class Curriculum:
         Attacked rounds of each federation; every one is attacked in five ways and none.
     with_files : bool
         Whether data sets that are files beside the package take part, or the embedded ones only.
+    only : tuple of str
+        Data sets that victims are trained on; empty = all that the above allow.
     seed : int
     representation : {"profile", "pca"}
         What the detector reads of a view.
@@ -46,6 +48,7 @@ class Curriculum:
     n_glyphs: int = 44
     n_rounds: int = 3
     with_files: bool = False
+    only: tuple[str, ...] = ()
     seed: int = 0
     representation: Representation = "profile"
 
@@ -55,6 +58,9 @@ class Curriculum:
             raise ScenarioError(
                 f"domains must be some of {', '.join(DOMAINS)}, got {', '.join(self.domains)!r}"
             )
+        absent = [name for name in self.only if name not in POOLS]
+        if absent:
+            raise ScenarioError(f"data set must be one of {', '.join(POOLS)}, got {absent[0]!r}")
         for name in ("n_victims", "n_digits", "n_glyphs", "seed"):
             if getattr(self, name) < 0:
                 raise ScenarioError(f"{name} must be >= 0, got {getattr(self, name)}")
@@ -70,7 +76,9 @@ class Curriculum:
         return [
             name
             for name, facts in POOLS.items()
-            if facts.domain in self.domains and (self.with_files or not facts.files)
+            if facts.domain in self.domains
+            and (self.with_files or not facts.files)
+            and (not self.only or name in self.only)
         ]
 
     def victims(self) -> list[VictimSetting]:

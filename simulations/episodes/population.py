@@ -90,7 +90,7 @@ def _embedded(facts: PoolFacts, share: float = 1.0) -> PoolFacts:
 
 
 POOLS: Mapping[str, PoolFacts] = {
-    "digits": _embedded(_pictures(10, 0.7), share=4.0),
+    "digits": _embedded(_pictures(10, 0.7), share=2.0),
     "glyphs": _embedded(_pictures(62, 0.9)),
     "femnist": _pictures(62),
     "cifar10": _pictures(10),

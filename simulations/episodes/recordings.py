@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,15 +12,16 @@ from pathlib import Path
 import torch
 
 from fl_shield.simulations.episodes.cache import key_of
-from fl_shield.simulations.episodes.clean_models import RECIPES, Workplace
+from fl_shield.simulations.episodes.clean_models import Workplace, recipe_of
 from fl_shield.simulations.episodes.population import POOLS, VictimSetting
 from fl_shield.simulations.episodes.recording import Recording, load_recording, save_recording
 from fl_shield.simulations.episodes.victims import simulate_victims
 
 
 def recording_path(setting: VictimSetting, place: Workplace) -> Path:
-    """Where the recording of a victim is kept."""
-    return place.cache / "recordings" / f"{key_of(setting.manifest(), ())}.npz"
+    """Where the recording of a victim is kept: by its setting and how its kind is trained."""
+    recipe = asdict(recipe_of(setting.pool, POOLS[setting.pool].kind))
+    return place.cache / "recordings" / f"{key_of({**setting.manifest(), **recipe}, ())}.npz"
 
 
 def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:
@@ -34,7 +36,7 @@ def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:
     found = []
     for _, group in groupby(sorted(settings, key=alike), key=alike):
         members = list(group)
-        size = RECIPES[POOLS[members[0].pool].kind].n_stacked
+        size = recipe_of(members[0].pool, POOLS[members[0].pool].kind).n_stacked
         found += [members[i : i + size] for i in range(0, len(members), size)]
     return found
 

@@ -23,12 +23,12 @@ from fl_shield.detectors import DETECTORS, MULTI_PASS
 from fl_shield.errors import ShieldError
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.clean_models import (
-    RECIPES,
     WEIGHT_DECAY,
     Workplace,
     clean_model,
     fresh_model,
     pool_of,
+    recipe_of,
 )
 from fl_shield.simulations.episodes.population import VictimSetting
 from fl_shield.simulations.episodes.recording import Recording
@@ -83,7 +83,7 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     place : Workplace
     """
     pool = pool_of(settings[0].pool, place)
-    recipe, warm = RECIPES[pool.kind], settings[0].start == "warm"
+    recipe, warm = recipe_of(pool.name, pool.kind), settings[0].start == "warm"
     victims = [_prepared(setting, pool, place) for setting in settings]
     longer = 2 if settings[0].evaluation else 1
     train_stacked(
@@ -100,7 +100,8 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
 
 def _prepared(setting: VictimSetting, pool: Pool, place: Workplace) -> Victim:
     rng = keyed(setting.seed, 42, *setting.pool.encode(), *setting.family.encode())
-    drawn = rng.permutation(len(pool.train))[: RECIPES[pool.kind].n_train]
+    recipe = recipe_of(pool.name, pool.kind)
+    drawn = rng.permutation(len(pool.train))[: recipe.n_train]
     training = pool.train.take(drawn)
     trigger = draw_trigger(setting.family, training.x[:200], rng)
     if setting.backdoored:
@@ -114,9 +115,7 @@ def _prepared(setting: VictimSetting, pool: Pool, place: Workplace) -> Victim:
             pool.n_classes,
         )
     if setting.start == "warm":
-        model = clean_model(
-            pool, setting.architecture, setting.seed % RECIPES[pool.kind].n_clean, place
-        )
+        model = clean_model(pool, setting.architecture, setting.seed % recipe.n_clean, place)
     else:
         model = fresh_model(pool, setting.architecture, setting.seed)
     return Victim(setting=setting, model=model, trigger=trigger, training=training, rng=rng)

@@ -70,7 +70,8 @@ class Evaluation:
     ----------
     axes : tuple of str
         Tables, see :data:`~fl_shield.simulations.evaluation.splits.AXES`.
-    domains : tuple of str
+    domains, pools : tuple of str
+        What takes part; no pools = all data sets of the domains.
     n_victims, n_each : int
         Victims to learn from, and victims judged by data set and held-out family.
     n_epochs, n_draws : int
@@ -86,6 +87,7 @@ class Evaluation:
 
     axes: tuple[str, ...]
     domains: tuple[str, ...]
+    pools: tuple[str, ...]
     n_victims: int
     n_each: int
     n_epochs: int
@@ -109,6 +111,7 @@ class Evaluation:
             domains=self.domains,
             n_victims=self.n_victims,
             with_files=self.place.data_dir is not None,
+            only=self.pools,
             seed=self.seed,
         )
 
