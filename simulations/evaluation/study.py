@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,6 +67,11 @@ def counts(recording: Recording) -> bool:
     return bool(facts["evaluation"] and works)
 
 
+def can_learn(split: Split, tasks: Sequence[Task]) -> bool:
+    """Whether a split leaves enough: a task to learn from and one that calibrates."""
+    return sum(split.trains_on(task.facts) for task in tasks) >= 2
+
+
 def weights_for(
     split: Split,
     tasks: Sequence[Task],
@@ -85,7 +91,9 @@ def weights_for(
         kept = weights
     kept = calibrated(kept, parts.held_out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept.save(path)
+    partial = path.with_suffix(f".part{os.getpid()}")
+    kept.save(partial)
+    partial.replace(path)
     return kept
 
 
@@ -126,6 +134,8 @@ def judge_ablations(
 ) -> Iterator[Row]:
     """Train with one thing changed at a time, and judge the victims of a split."""
     for name, trained, on in _ablated(tasks, training):
+        if not can_learn(split, on):
+            continue
         detector = ours(weights_for(split, on, trained))
         for recording in recordings:
             if counts(recording) and split.judges(recording.facts):
