@@ -108,7 +108,7 @@ def _show(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
         first = next(iter(rows.values()))
         shown = Table(title=f"{split}: {first['n_victims']} victims, 20 clean inputs")
         columns = ("AUC", "worst tenth", "TPR at FPR 5 %", "TPR, p ≤ 5 %", "FPR", "TPR, p ≤ 1 %")
-        shown.add_column("detector")
+        shown.add_column("detector", no_wrap=True)
         for column in (*columns, "FPR"):
             shown.add_column(column, justify="right")
         keys = ("auc", "worst_tenth", "tpr_at_fpr_5", "tpr_5", "fpr_5", "tpr_1", "fpr_1")

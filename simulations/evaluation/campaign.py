@@ -297,8 +297,9 @@ def _draw(results: Results, out: Path) -> Iterator[Path]:
         if not split.startswith("transfer-"):
             figures[f"roc-{split}"] = roc_figure(results.rows, split, MAIN_SHOTS, OURS)
     if MAIN_SPLIT in results.tables:
-        figures["shots"] = shots_figure(results.rows, MAIN_SPLIT, OURS)
         figures["scores"] = score_figure(*results.scores)
+        if len({row.n_shots for row in results.rows}) > 1:
+            figures["shots"] = shots_figure(results.rows, MAIN_SPLIT, OURS)
     between = transfer(results.rows)
     if between:
         figures["transfer"] = transfer_figure(between)

@@ -23,7 +23,7 @@ from fl_shield.simulations.pools import POOLS as LOADERS
 from fl_shield.simulations.victims.zoo import ARCHITECTURES
 from fl_shield.triggers import HELD_OUT_FAMILIES
 
-ALL = {pool: 40 for pool in POOLS}
+ALL = dict.fromkeys(POOLS, 40)
 
 
 def test_every_pool_can_be_loaded_and_has_networks_that_take_its_inputs() -> None:

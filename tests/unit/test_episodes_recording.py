@@ -223,7 +223,9 @@ def test_tasks_have_other_references_each_time_and_always_the_same() -> None:
     recordings = [_recording(), _recording(poison_rate=0.0, seed=9)]
     tasks, again = (victim_tasks(recordings, 3) for _ in range(2))
     assert [len(task.episodes) for task in tasks] == [3, 3]
-    assert all(t.recording is r and t.facts is r.facts for t, r in zip(tasks, recordings, strict=True))
+    assert all(
+        t.recording is r and t.facts is r.facts for t, r in zip(tasks, recordings, strict=True)
+    )
     sizes = {len(e.support) for task in tasks for e in task.episodes}
     assert len(sizes) > 2
     for task, same in zip(tasks, again, strict=True):

@@ -213,7 +213,7 @@ def test_groups_are_alike_and_of_the_recipes_size(place: Workplace) -> None:
         for evaluation in (False, True)
     ]
     groups = groups_of(settings)
-    assert sorted(map(str, sum(groups, []))) == sorted(map(str, settings))
+    assert sorted(str(s) for group in groups for s in group) == sorted(map(str, settings))
     for group in groups:
         assert len({(s.pool, s.architecture, s.start, s.evaluation) for s in group}) == 1
     assert sorted(map(len, groups)) == sorted([2, 2, 1] * 8)

@@ -47,16 +47,16 @@ def folder(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _run(folder: Path, **changes: str) -> Result:
+def _run(folder: Path, out: str = "out", **changes: str) -> Result:
     settings = {"tables": "trigger,dataset,domain", "domains": "rl", "victims": "8", "each": "1"}
     settings |= {"epochs": "1", "draws": "1", "shots": "5,20", "workers": "1", **changes}
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    places = ["--out", str(folder / "out"), "--cache", str(folder / "cache")]
+    places = ["--out", str(folder / out), "--cache", str(folder / "cache")]
     return CliRunner().invoke(app, [*words, *places])
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text())
+def _read(folder: Path, out: str = "out") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / out / "results.json").read_text())
     return found
 
 
@@ -94,9 +94,7 @@ def test_rows_and_figures_are_written(folder: Path) -> None:
     assert all(path.stat().st_size > 500 for path in (folder / "out").iterdir())
 
 
-def test_a_second_run_goes_on_from_the_cache(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_run_goes_on_from_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
@@ -105,13 +103,14 @@ def test_a_second_run_goes_on_from_the_cache(
     assert {path.suffix for path in before} == {".npz", ".safetensors"}
     monkeypatch.setattr("fl_shield.simulations.episodes.recordings.simulate_victims", refuse)
     monkeypatch.setattr("fl_shield.simulations.evaluation.study.fit_weights", refuse)
-    result = _run(folder)
+    result = _run(folder, "again", shots="20")
     assert result.exit_code == 0, result.output
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.*")}
-    again = _read(folder)
+    again = _read(folder, "again")
     assert again["paired"] == told["paired"]
     assert again["cells"] == told["cells"]
     assert again["victims"] == told["victims"]
+    assert not (folder / "again" / "shots.png").exists()  # one number of them makes no line
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_what_cannot_be_is_refused_before_anything_is_simulated(
 
 
 def test_a_table_that_leaves_nothing_to_learn_from_is_refused(folder: Path) -> None:
-    result = _run(folder, tables="domain")
+    result = _run(folder, "none", tables="domain")
     assert isinstance(result.exception, ScenarioError)
     assert "nothing is left to learn from for domain with rl" in str(result.exception)
 

@@ -128,9 +128,7 @@ def test_a_row_by_hand() -> None:
 
 
 def test_a_row_without_misses_says_nothing_of_them() -> None:
-    row = row_of(
-        _shots([0, 1]), np.array([0.1, 0.2]), np.ones(2), FACTS, name="knn", split="peers"
-    )
+    row = row_of(_shots([0, 1]), np.array([0.1, 0.2]), np.ones(2), FACTS, name="knn", split="peers")
     assert row is not None
     told = row.to_json()
     assert told["missed_flagged"] is told["fit_seconds"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -249,7 +250,10 @@ def test_ablations_change_one_thing_at_a_time(
     for config, changes in zip(learned.configs, ABLATIONS.values(), strict=False):
         assert config == replace(training.config, **changes)
     assert [len(run) for run in learned.runs[: len(ABLATIONS)]] == [15] * len(ABLATIONS)
-    assert [len(run) for run in learned.runs[len(ABLATIONS) : -4]] == [4, 7]  # every 4th, 2nd
+    quarter, half = learned.runs[len(ABLATIONS) : -4]
+    assert len(quarter) <= 5  # of 19, of which 4 are kept for evaluation
+    assert 6 <= len(half) <= 10
+    assert not Counter(quarter) - Counter(half)  # the larger share holds the smaller one
     names = ("cv-", "fl-", "nlp-", "rl-")
     for run, prefix in zip(learned.runs[-4:], names, strict=True):
         assert not any(domain.startswith(prefix) for domain in run)

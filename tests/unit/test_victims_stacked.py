@@ -61,9 +61,15 @@ def _train(models: Sequence[nn.Module], samples: Sequence[Samples], first: int =
     )
 
 
+def _moved(one: nn.Module, other: nn.Module) -> bool:
+    """Whether the first layers differ, which the last one's gradient reaches only through all."""
+    a, b = next(one.parameters()), next(other.parameters())
+    return float((a - b).detach().abs().max()) > 1e-3
+
+
 def _close(one: nn.Module, other: nn.Module) -> None:
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        assert float((a - b).detach().abs().max()) < 1e-6, name
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def test_each_of_a_stack_learns_what_it_learns_alone(name: str, kind: str) -> No
     for i, model in enumerate(slow):
         _alone(model, samples[i], keyed(7, i))
         _close(stacked[i], model)
-        assert not torch.allclose(stacked[i].head.weight, before[i].head.weight, atol=1e-3)
+        assert _moved(stacked[i], before[i])
 
 
 @pytest.mark.parametrize(("name", "kind"), [("mlp", "image"), ("gru", "text")])
@@ -109,7 +115,7 @@ def test_a_network_does_not_depend_on_its_neighbours() -> None:
     _train(first, [own, own])
     _train(second, [own, other])
     _close(first[0], second[0])
-    assert not torch.allclose(first[1].head.weight, second[1].head.weight, atol=1e-4)
+    assert _moved(first[1], second[1])
 
 
 def test_the_same_seeds_give_the_same_networks_and_global_generators_rest() -> None:

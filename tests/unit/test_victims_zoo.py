@@ -88,10 +88,10 @@ def test_small_images_keep_their_size_at_first() -> None:
 def test_gated_units_against_torchs_own() -> None:
     torch.manual_seed(0)
     net, slow = TextGRU(N_TOKENS, N_CLASSES, width=6), nn.GRU(32, 6, batch_first=True)
-    slow.weight_ih_l0.copy_(net.inputs.weight)
-    slow.bias_ih_l0.copy_(net.inputs.bias)
-    slow.weight_hh_l0.copy_(net.states.weight)
-    slow.bias_hh_l0.copy_(net.states.bias)
+    parts = {"ih": net.inputs, "hh": net.states}
+    weights = {f"weight_{name}_l0": layer.weight for name, layer in parts.items()}
+    biases = {f"bias_{name}_l0": layer.bias for name, layer in parts.items()}
+    slow.load_state_dict({**weights, **biases})
     tokens = _inputs("text", (11,))
     _, last = slow(net.embedding(tokens))
     torch.testing.assert_close(net(tokens), net.head(last[0]))
