@@ -69,7 +69,7 @@ def _moved(one: nn.Module, other: nn.Module) -> bool:
 
 def _close(one: nn.Module, other: nn.Module) -> None:
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
-        assert float((a - b).detach().abs().max()) < 1e-6, name
+        assert float((a - b).detach().abs().max()) < 1e-9, name
 
 
 @pytest.mark.parametrize(
