@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fl_shield.errors import ScenarioError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -74,7 +76,7 @@ def evaluate(
         n_each=QUICK["each"] if quick else each,
         n_epochs=QUICK["epochs"] if quick else epochs,
         n_draws=draws,
-        shots=tuple(int(word) for word in _words(shots)),
+        shots=_numbers(shots),
         ablate=ablate,
         seed=seed,
         place=Workplace(data_dir=data_dir, cache=cache),
@@ -98,13 +100,20 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isdecimal() for word in words):
+        raise ScenarioError(f"shots must be whole numbers such as 5,10,20, got {text!r}")
+    return tuple(map(int, words))
+
+
 def _show(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Print one table for each split: a row for each detector, the best first."""
     for split, rows in tables.items():
         first = next(iter(rows.values()))
         shown = Table(title=f"{split}: {first['n_victims']} victims, 20 clean inputs")
         columns = ("AUC", "worst tenth", "TPR at FPR 5 %", "TPR, p ≤ 5 %", "FPR", "TPR, p ≤ 1 %")
-        shown.add_column("detector")
+        shown.add_column("detector", no_wrap=True)
         for column in (*columns, "FPR"):
             shown.add_column(column, justify="right")
         keys = ("auc", "worst_tenth", "tpr_at_fpr_5", "tpr_5", "fpr_5", "tpr_1", "fpr_1")

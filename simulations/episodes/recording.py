@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from fl_shield.types import Flags, Floats
 
 _LARGEST_HALF = 6e4
 
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
@@ -26,7 +29,7 @@ class Recording:
     Attributes
     ----------
     references : Activations
-        Clean inputs that a defender may hold, in drawn order: the first N are the N-shot set.
+        Clean inputs that a defender may hold: every task draws its N from them.
     clean : Activations
         Other clean inputs.
     triggered : Activations
@@ -94,7 +97,7 @@ def load_recording(path: Path) -> Recording:
                 n.removeprefix("peer:"): a for n, a in arrays.items() if n.startswith("peer:")
             },
         )
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DatasetError(
             f"{path} is not a readable recording ({error}); delete it to have it made again"
         ) from error

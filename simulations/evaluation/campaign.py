@@ -17,6 +17,7 @@ from fl_shield.detector import Weights
 from fl_shield.detectors import ONE_PASS
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import MetaConfig
+from fl_shield.profile import MIN_REFERENCES
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.episodes.federations import load_all, simulate_all
@@ -25,6 +26,7 @@ from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.recordings import load_population, simulate_population
 from fl_shield.simulations.episodes.shots import evaluation_shots
 from fl_shield.simulations.episodes.tasks import Task, federated_tasks, victim_tasks
+from fl_shield.simulations.episodes.victims import N_REFERENCES
 from fl_shield.simulations.evaluation.figures import (
     roc_figure,
     score_figure,
@@ -32,10 +34,11 @@ from fl_shield.simulations.evaluation.figures import (
     transfer_figure,
 )
 from fl_shield.simulations.evaluation.judging import Row
-from fl_shield.simulations.evaluation.splits import all_splits
+from fl_shield.simulations.evaluation.splits import all_splits, check_axes
 from fl_shield.simulations.evaluation.study import (
     OURS,
     Training,
+    can_learn,
     counts,
     judge_ablations,
     judge_peers,
@@ -99,9 +102,15 @@ class Evaluation:
     n_workers: int
 
     def __post_init__(self) -> None:
+        check_axes(self.axes)
         if MAIN_SHOTS not in self.shots:
             raise ScenarioError(
                 f"shots must hold {MAIN_SHOTS}, which the tables are made with, got {self.shots}"
+            )
+        if not MIN_REFERENCES < min(self.shots) <= max(self.shots) <= N_REFERENCES:
+            raise ScenarioError(
+                f"shots must be in {MIN_REFERENCES + 1}..{N_REFERENCES}, the clean inputs that are "
+                f"recorded of a victim, got {self.shots}"
             )
 
     @property
@@ -152,7 +161,12 @@ def run(evaluation: Evaluation, report: Report = lambda step, done, total: None)
     """Simulate what is missing, train the weights of every split and judge."""
     judged, tasks = _material(evaluation, report)
     counted = [recording for recording in judged if counts(recording)]
-    splits = all_splits(judged, evaluation.axes)
+    splits = [s for s in all_splits(judged, evaluation.axes) if can_learn(s, tasks)]
+    if not splits:
+        raise ScenarioError(
+            f"nothing is left to learn from for {', '.join(evaluation.axes)} with "
+            f"{', '.join(evaluation.domains)}: take part with more domains, or ask for other tables"
+        )
     rows: list[Row] = []
     scores: tuple[Floats, Floats] = (np.zeros(0), np.zeros(0))
     for i, split in enumerate(splits):
@@ -286,8 +300,9 @@ def _draw(results: Results, out: Path) -> Iterator[Path]:
         if not split.startswith("transfer-"):
             figures[f"roc-{split}"] = roc_figure(results.rows, split, MAIN_SHOTS, OURS)
     if MAIN_SPLIT in results.tables:
-        figures["shots"] = shots_figure(results.rows, MAIN_SPLIT, OURS)
         figures["scores"] = score_figure(*results.scores)
+        if len({row.n_shots for row in results.rows}) > 1:
+            figures["shots"] = shots_figure(results.rows, MAIN_SPLIT, OURS)
     between = transfer(results.rows)
     if between:
         figures["transfer"] = transfer_figure(between)

@@ -64,6 +64,14 @@ class Split:
         return bool(facts[_FACT[self.axis]] == self.left_out)
 
 
+def check_axes(axes: Sequence[str]) -> None:
+    """Refuse names that are no table, and none at all."""
+    unknown = [axis for axis in axes if axis not in AXES]
+    if unknown or not axes:
+        got = repr(unknown[0]) if unknown else "none"
+        raise ScenarioError(f"a table must be one of {', '.join(AXES)}, got {got}")
+
+
 def all_splits(recordings: Sequence[Recording], axes: Sequence[str] = AXES) -> list[Split]:
     """Every split that the recorded victims allow, the held-out triggers first.
 
@@ -72,9 +80,7 @@ def all_splits(recordings: Sequence[Recording], axes: Sequence[str] = AXES) -> l
     ScenarioError
         For an unknown axis.
     """
-    unknown = [axis for axis in axes if axis not in AXES]
-    if unknown:
-        raise ScenarioError(f"a table must be one of {', '.join(AXES)}, got {unknown[0]!r}")
+    check_axes(axes)
     found = [Split(axis="trigger", left_out="held-out")] if "trigger" in axes else []
     for axis in AXES[1:]:
         if axis in axes:
