@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fl_shield.activations import (
     Activations,
     Layers,
-    find_layers,
+    find_stages,
     read_activations,
     views_beside,
 )
@@ -322,7 +322,7 @@ class MetaShield:
             _check_number(0 if clean is None else len(clean))
             self._model = model_or_view
             auto = isinstance(self.layers, str)
-            self._layers = find_layers(model_or_view) if auto else tuple(self.layers)
+            self._layers = find_stages(model_or_view) if auto else tuple(self.layers)
             self._references = read_activations(model_or_view, np.asarray(clean), self._layers)
         elif isinstance(model_or_view, Activations):
             _check_number(len(model_or_view))

@@ -28,7 +28,7 @@ NULLS = ("inputs", "updates", "first updates")
 """Kinds of tasks with a null distribution of their own."""
 
 HOLD_OUT = 6
-"""Every so many tasks one is held out whole: it calibrates, and makes the card's table."""
+"""One task of so many is held out whole: it calibrates, and makes the card's table."""
 
 NULL_SHOTS = (5, 7, 10, 14, 20, 30, 50)
 """Numbers of references of inputs with a null distribution of their own."""
@@ -43,10 +43,15 @@ class Parts:
 
     @staticmethod
     def of(tasks: Sequence[Task]) -> Parts:
-        """Hold out every :data:`HOLD_OUT`-th task: no victim or federation is on both sides."""
+        """Hold out one task of :data:`HOLD_OUT`: no victim or federation is on both sides.
+
+        Drawn from a fixed stream, for data sets and trigger families take turns in a list.
+        """
+        drawn = keyed(0, 33).permutation(len(tasks))[: -(-len(tasks) // HOLD_OUT)]
+        held = set(drawn.tolist())
         return Parts(
-            training=[t for i, t in enumerate(tasks) if i % HOLD_OUT],
-            held_out=[t for i, t in enumerate(tasks) if i % HOLD_OUT == 0],
+            training=[t for i, t in enumerate(tasks) if i not in held],
+            held_out=[t for i, t in enumerate(tasks) if i in held],
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import Activations, Layers, find_layers, read_activations
+from fl_shield.activations import Activations, Layers, find_stages, read_activations
 from fl_shield.calibration import conformal_p_values, promise, threshold_at
 from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.profile import MIN_REFERENCES
@@ -185,7 +185,7 @@ class OnePass(Calibrated[Activations]):
             check_number(0 if clean is None else len(clean))
             self._model = model_or_view
             auto = isinstance(self.layers, str)
-            self._layers = find_layers(self._model) if auto else tuple(self.layers)
+            self._layers = find_stages(self._model) if auto else tuple(self.layers)
             references = read_activations(self._model, np.asarray(clean), self._layers)
         else:
             raise TypeError(

@@ -25,6 +25,9 @@ from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, 
 MIN_ASR = 0.9
 """Least attack success of a victim that a table counts."""
 
+MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
+"""Facts of a victim that follow from the others, or from the machine."""
+
 OURS = "metashield"
 UNADAPTED = f"{OURS}-unadapted"
 
@@ -100,7 +103,8 @@ def weights_for(
 
 def _key(tasks: Sequence[Task], training: Training) -> str:
     """Hash of everything that weights follow from."""
-    facts = [json.dumps(dict(task.facts), sort_keys=True, default=str) for task in tasks]
+    kept = [{k: v for k, v in task.facts.items() if k not in MEASURED} for task in tasks]
+    facts = [json.dumps(each, sort_keys=True, default=str) for each in kept]
     sizes = [len(task.episodes) for task in tasks]
     described = json.dumps([facts, sizes, asdict(training.config), training.seed])
     return hashlib.sha256(described.encode()).hexdigest()[:20]

@@ -161,6 +161,7 @@ def _evaluation(cache: Path) -> Evaluation:
     return Evaluation(
         axes=("transfer",),
         domains=("rl",),
+        pools=(),
         n_victims=4,
         n_each=1,
         n_epochs=1,
