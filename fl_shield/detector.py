@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -37,7 +37,13 @@ from fl_shield.representation import REPRESENTATIONS
 from fl_shield.types import Flags, Floats, View
 
 FORMAT = "fl_shield.metashield/2"
-PRETRAINED = "metashield.safetensors"
+Purpose = Literal["updates", "inputs"]
+PRETRAINED: Mapping[Purpose, tuple[str, ...]] = {
+    "updates": ("metashield.safetensors",),
+    "inputs": ("inputs", "metashield.safetensors"),
+}
+"""Files of the shipped weights, below the package ``fl_shield.pretrained``."""
+
 _ONE = slice(0, 1)
 
 STANDARD_LIMIT = 6.0
@@ -81,6 +87,12 @@ class Weights:
         if sizes:
             nearest = min(sizes, key=lambda size: abs(np.log(size / max(n_references, 1))))
             kind = f"{kind}@{nearest}"
+        if kind not in self.nulls:
+            raise ShieldError(
+                f"these weights have no null distribution of {kind}, for they were meta-trained "
+                f"without such tasks; they have {', '.join(self.nulls) or 'none'}: take others, or "
+                "meta-train with more --domains"
+            )
         null: Floats = self.nulls[kind].double().numpy()
         return null
 
@@ -269,7 +281,7 @@ class MetaShield:
     >>> rng = np.random.default_rng(0)
     >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> clean = rng.normal(size=(20, 4)).astype(np.float32)
-    >>> shield = MetaShield.from_pretrained().fit(net, clean)
+    >>> shield = MetaShield.from_pretrained("inputs").fit(net, clean)
     >>> shield.score(clean[:2]).shape
     (2,)
     """
@@ -290,9 +302,21 @@ class MetaShield:
         self.guarantee = guarantee
 
     @classmethod
-    def from_pretrained(cls, **settings: Any) -> Self:
-        """Load the detector that ships with the package."""
-        with resources.as_file(resources.files("fl_shield.pretrained") / PRETRAINED) as path:
+    def from_pretrained(cls, purpose: Purpose = "updates", **settings: Any) -> Self:
+        """Load a detector that ships with the package.
+
+        Parameters
+        ----------
+        purpose : {"updates", "inputs"}
+            What it judges. Same method and format, meta-trained apart so far: the weights for
+            updates have judged whole federations, those for inputs have seen more domains.
+        **settings
+            As for the class.
+        """
+        if purpose not in PRETRAINED:
+            raise ValueError(f"purpose must be one of {', '.join(PRETRAINED)}, got {purpose!r}")
+        file = resources.files("fl_shield.pretrained").joinpath(*PRETRAINED[purpose])
+        with resources.as_file(file) as path:
             return cls(Weights.load(path), **settings)
 
     @classmethod

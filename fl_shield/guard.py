@@ -251,7 +251,7 @@ def _judge_of(
     seen: Activations, detector: MetaShield | None, fpr_budget: float, guarantee: Promised
 ) -> Judge:
     with torch.inference_mode(False), torch.device("cpu"):
-        shield = MetaShield.from_pretrained() if detector is None else detector
+        shield = MetaShield.from_pretrained("inputs") if detector is None else detector
     return Judge(
         seen,
         shield.weights,

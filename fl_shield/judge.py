@@ -107,7 +107,7 @@ class Judge:
     >>> rng = np.random.default_rng(0)
     >>> rows = {"fc1": rng.normal(size=(20, 8)), "fc2": rng.normal(size=(20, 6))}
     >>> clean = Activations(layers=rows, logits=rng.normal(size=(20, 3)))
-    >>> judge = Judge(clean, MetaShield.from_pretrained().weights)
+    >>> judge = Judge(clean, MetaShield.from_pretrained("inputs").weights)
     >>> judge.judge(clean.take(slice(0, 2))).scores.shape
     (2,)
     """

@@ -137,7 +137,7 @@ def calibrated(weights: Weights, held_out: Sequence[Task]) -> Weights:
     than they do alone.
     """
     recordings = [t.recording for t in held_out if t.recording is not None]
-    nulls = {kind: torch.zeros(1) for kind in NULLS}
+    nulls = {}
     for n_shots in NULL_SHOTS if recordings else ():
         nulls[f"inputs@{n_shots}"] = quantiles(input_null(weights, recordings, n_shots))
     if recordings:

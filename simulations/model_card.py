@@ -58,12 +58,14 @@ def facts_of(
 ) -> dict[str, str]:
     """What a card says of how weights were made."""
     c = curriculum
+    draws = max((len(t.episodes) for t in parts.training if t.recording), default=1)
     command = (
-        f"fl-shield meta-train --out fl_shield/pretrained --domains {','.join(c.domains)} "
-        f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} "
-        f"--rounds {c.n_rounds} --epochs {config.n_epochs} --inner-steps {config.n_inner_steps} "
-        f"--representation {c.representation} --seed {c.seed}"
-        + (" --data-dir DATA" if c.with_files else "")
+        f"fl-shield meta-train --out runs/meta --domains {','.join(c.domains)} "
+        + (f"--pools {','.join(c.only)} " if c.only else "")
+        + f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} "
+        f"--rounds {c.n_rounds} --draws {draws} --epochs {config.n_epochs} "
+        f"--inner-steps {config.n_inner_steps} --representation {c.representation} --seed {c.seed}"
+        + (" --data-dir DIR" if c.with_files else "")
     )
     victims = c.victims()
     backdoored = sum(v.backdoored for v in victims)
@@ -76,6 +78,18 @@ def facts_of(
         f"{len(c.calm_settings())} attack-free federations for the null distribution of updates",
         "seconds of the last run (what is cached is not simulated again)": f"{seconds:.0f}",
     }
+
+
+_OF_UPDATES = (
+    "The null distribution of updates comes from attack-free federations of their own with the",
+    "shield in the loop, those of inputs and of first rounds from the tasks of this table. For",
+    "federations on other data see the README.",
+)
+_OF_INPUTS = (
+    "These weights have seen no federation and judge inputs of models only. Their null",
+    "distributions, one for each of several numbers of references, come from this table's tasks.",
+    "Victims whose attack works on less than 70 % of the inputs are among neither.",
+)
 
 
 def write_card(
@@ -100,10 +114,8 @@ def write_card(
         "|---|---|---|---|---|---|",
         *(_card_row(row) for row in rows),
         "",
-        "The null distribution of updates comes from attack-free federations of their own with the",
-        "shield in the loop, those of inputs and of first rounds from the tasks of this table. For",
-        "federations on other data see the README. `manifest.jsonl` lists every source: seed,",
-        "settings, data.",
+        *(_OF_UPDATES if "updates" in weights.nulls else _OF_INPUTS),
+        "`manifest.jsonl` lists every source: seed, settings, data.",
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")
 

@@ -90,7 +90,11 @@ def meta_train(
         representation=representation.value,
     )
     config = MetaConfig(
-        n_epochs=epochs, n_inner_steps=inner_steps, representation=representation.value
+        n_epochs=epochs,
+        n_inner_steps=inner_steps,
+        dropout=0.1,
+        representation=representation.value,
+        conditioned=True,
     )
     place = Workplace(data_dir=data_dir, cache=cache)
     started = time.perf_counter()

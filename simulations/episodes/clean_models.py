@@ -28,8 +28,9 @@ class Recipe:
     ----------
     n_train : int
         Examples of one victim, drawn from its data set.
-    n_steps, n_warm_steps : int
-        Steps from scratch, and from a clean model.
+    n_steps, n_warm_steps, n_judged_steps : int
+        Steps from scratch, from a clean model, and from there of victims kept for evaluation, whose
+        attack must work.
     lr, warm_lr : float
         Highest rate of the schedule of each.
     batch_size : int
@@ -46,6 +47,7 @@ class Recipe:
     warm_lr: float
     batch_size: int = 64
     n_stacked: int = 8
+    n_judged_steps: int = 240
     n_clean: int = 2
     n_clean_steps: int = 500
 
@@ -57,6 +59,7 @@ RECIPES: Mapping[str, Recipe] = {
         n_warm_steps=120,
         lr=4e-3,
         warm_lr=4e-3,
+        n_judged_steps=400,
         n_stacked=1,
         n_clean=1,
         n_clean_steps=2500,

@@ -15,6 +15,11 @@ VALIDATION_FAMILIES = ("colour", "sentence", "state_pattern")
 VALIDATION_ARCHITECTURES = ("vit", "transformer", "policy-tanh")
 """Unseen by the run that says how long to train; the run that counts learns from them too."""
 
+LEAST_ASR = 0.7
+"""Least attack success of a backdoored victim that is learned from: below it, much of what reaches
+the target are natural mistakes, and labels would lie.
+"""
+
 FEDERATED: Mapping[str, Any] = {"domain": "fl", "pool": "federation", "evaluation": False}
 
 
@@ -40,9 +45,14 @@ class Task:
 def victim_tasks(
     recordings: Sequence[Recording], n_draws: int, representation: Representation = "profile"
 ) -> list[Task]:
-    """Make a task of each recording, its episodes with other references and numbers of them."""
+    """Make a task of each recording, its episodes with other references and numbers of them.
+
+    Backdoored victims whose attack hardly works (:data:`LEAST_ASR`) are left out.
+    """
     tasks = []
     for recording in recordings:
+        if recording.backdoored and recording.facts["asr"] < LEAST_ASR:
+            continue
         drawn = (episode_of(recording, i, representation=representation) for i in range(n_draws))
         tasks.append(Task(episodes=tuple(drawn), facts=recording.facts, recording=recording))
     return tasks

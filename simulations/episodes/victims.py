@@ -84,13 +84,13 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     """
     pool = pool_of(settings[0].pool, place)
     recipe, warm = recipe_of(pool.name, pool.kind), settings[0].start == "warm"
+    warm_steps = recipe.n_judged_steps if settings[0].evaluation else recipe.n_warm_steps
     victims = [_prepared(setting, pool, place) for setting in settings]
-    longer = 2 if settings[0].evaluation else 1
     train_stacked(
         [v.model for v in victims],
         [v.training for v in victims],
         [v.rng for v in victims],
-        n_steps=recipe.n_warm_steps * longer if warm else recipe.n_steps,
+        n_steps=warm_steps if warm else recipe.n_steps,
         batch_size=recipe.batch_size,
         lr=recipe.warm_lr if warm else recipe.lr,
         weight_decay=WEIGHT_DECAY,

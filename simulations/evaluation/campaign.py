@@ -127,7 +127,7 @@ class Evaluation:
     @property
     def training(self) -> Training:
         """How the weights of every split are trained."""
-        config = MetaConfig(n_epochs=self.n_epochs, n_support=50, conditioned=True)
+        config = MetaConfig(n_epochs=self.n_epochs, dropout=0.1, conditioned=True)
         return Training(config=config, seed=self.seed, cache=self.place.cache / "weights")
 
     def judged(self) -> list[VictimSetting]:

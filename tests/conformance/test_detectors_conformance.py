@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fl_shield.activations import read_activations
-from fl_shield.detector import MetaShield, Weights
+from fl_shield.detector import MetaShield, Purpose, Weights
 from fl_shield.detectors import DETECTORS as PUBLISHED
 from fl_shield.detectors import MULTI_PASS, ONE_PASS, make_detector
 from fl_shield.errors import NotFittedError, ShieldError
@@ -432,6 +432,12 @@ def test_unreadable_weights_say_what_to_do(tmp_path: Path) -> None:
         MetaShield.load(foreign)
 
 
-def test_shipped_weights_load_and_score() -> None:
-    scores = MetaShield.from_pretrained().fit(_model(), CLEAN).score(POINTS)
+@pytest.mark.parametrize("purpose", ["updates", "inputs"])
+def test_shipped_weights_load_and_score(purpose: Purpose) -> None:
+    scores = MetaShield.from_pretrained(purpose).fit(_model(), CLEAN).score(POINTS)
     assert np.isfinite(scores).all()
+
+
+def test_unknown_weights_name_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="purpose must be one of updates, inputs, got 'models'"):
+        MetaShield.from_pretrained("models")  # type: ignore[arg-type]

@@ -78,12 +78,13 @@ def test_the_facts_give_the_command_that_makes_the_weights_again() -> None:
     told = dict(zip(command[2::2], command[3::2], strict=True))
     assert command[:2] == ["fl-shield", "meta-train"]
     assert told == {
-        "--out": "fl_shield/pretrained",
+        "--out": "runs/meta",
         "--domains": "rl,fl",
         "--victims": "30",
         "--digits": "2",
         "--glyphs": "8",
         "--rounds": "3",
+        "--draws": "1",
         "--epochs": "7",
         "--inner-steps": "2",
         "--representation": "profile",
@@ -96,7 +97,7 @@ def test_the_facts_give_the_command_that_makes_the_weights_again() -> None:
     assert facts["tasks"] == "0 sources for training, 0 held out"
     assert "12" in facts.values()
     with_files = facts_of(replace(curriculum, with_files=True), parts, config, 0.0)
-    assert with_files["command"].endswith("--data-dir DATA")
+    assert with_files["command"].endswith("--data-dir DIR")
 
 
 def test_no_victims_are_said_to_be_on_no_data() -> None:
