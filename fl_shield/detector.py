@@ -38,11 +38,13 @@ from fl_shield.types import Flags, Floats, View
 
 FORMAT = "fl_shield.metashield/2"
 Purpose = Literal["updates", "inputs"]
-PRETRAINED: Mapping[Purpose, tuple[str, ...]] = {
-    "updates": ("metashield.safetensors",),
-    "inputs": ("inputs", "metashield.safetensors"),
+PRETRAINED: Mapping[Purpose, str] = {
+    "updates": "fl_shield.pretrained",
+    "inputs": "fl_shield.pretrained.inputs",
 }
-"""Files of the shipped weights, below the package ``fl_shield.pretrained``."""
+"""Packages of the shipped weights."""
+
+WEIGHTS_FILE = "metashield.safetensors"
 
 _ONE = slice(0, 1)
 
@@ -315,8 +317,7 @@ class MetaShield:
         """
         if purpose not in PRETRAINED:
             raise ValueError(f"purpose must be one of {', '.join(PRETRAINED)}, got {purpose!r}")
-        file = resources.files("fl_shield.pretrained").joinpath(*PRETRAINED[purpose])
-        with resources.as_file(file) as path:
+        with resources.as_file(resources.files(PRETRAINED[purpose]) / WEIGHTS_FILE) as path:
             return cls(Weights.load(path), **settings)
 
     @classmethod

@@ -12,6 +12,7 @@ from torch import nn
 
 from fl_shield.conditioning import FLOOR, Habits, beside_each_other
 from fl_shield.detector import Adapted, MetaShield, Weights, blank_weights
+from fl_shield.errors import ShieldError
 from fl_shield.meta import Episode, MetaConfig
 from fl_shield.simulations.meta_training import fit_weights
 from fl_shield.types import Floats
@@ -156,7 +157,7 @@ def test_the_null_of_the_nearest_number_of_references_on_a_logarithmic_scale() -
         *(50, 50),
     ]
     assert null("updates", 20) == 1
-    with pytest.raises(KeyError):
+    with pytest.raises(ShieldError, match="no null distribution of first updates"):
         null("first updates", 20)
     plain = replace(weights, nulls={"inputs": torch.tensor([7.0])})
     assert float(plain.null_for("inputs", 3)[0]) == 7

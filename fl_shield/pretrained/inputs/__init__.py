@@ -1,0 +1,1 @@
+"""The shipped weights that judge inputs of models, with their model card."""
