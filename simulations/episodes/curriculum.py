@@ -61,6 +61,12 @@ class Curriculum:
         absent = [name for name in self.only if name not in POOLS]
         if absent:
             raise ScenarioError(f"data set must be one of {', '.join(POOLS)}, got {absent[0]!r}")
+        lacking = [name for name in self.only if POOLS[name].files and not self.with_files]
+        if lacking:
+            raise ScenarioError(
+                f"{', '.join(lacking)} is read from files: point --data-dir at the folder that "
+                f"holds {lacking[0]}/, or leave it out"
+            )
         for name in ("n_victims", "n_digits", "n_glyphs", "seed"):
             if getattr(self, name) < 0:
                 raise ScenarioError(f"{name} must be >= 0, got {getattr(self, name)}")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fl_shield.detector import Weights
-from fl_shield.errors import DatasetError
+from fl_shield.errors import DatasetError, ScenarioError
 from fl_shield.meta import Episode
 from fl_shield.profile import COLUMNS, LIMIT
 from fl_shield.simulations.datasets import load
@@ -277,6 +277,11 @@ def test_a_curriculum_keeps_to_its_domains_and_files() -> None:
     assert not embedded.federations()
     assert not embedded.calm_settings()
     assert "cifar10" in Curriculum(domains=("cv",), with_files=True).pools()
+    assert Curriculum(only=("digits", "cartpole")).pools() == ["digits", "cartpole"]
+    with pytest.raises(ScenarioError, match="cifar10 is read from files: point --data-dir"):
+        Curriculum(only=("digits", "cifar10"))
+    with pytest.raises(ScenarioError, match=r"data set must be one of .* got 'cifar11'"):
+        Curriculum(only=("cifar11",))
 
 
 def test_partial_clients_hold_a_part_of_the_classes() -> None:
