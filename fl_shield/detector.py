@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fl_shield.activations import (
     Activations,
     Layers,
-    find_stages,
     read_activations,
     views_beside,
 )
@@ -34,6 +33,7 @@ from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.meta import MetaConfig, Params, adapt_each, contributions, log_odds
 from fl_shield.profile import COLUMNS, MIN_REFERENCES, Profiles
 from fl_shield.representation import REPRESENTATIONS
+from fl_shield.stages import find_stages
 from fl_shield.types import Flags, Floats, View
 
 FORMAT = "fl_shield.metashield/2"

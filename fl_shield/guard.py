@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from fl_shield.activations import (
     Activations,
     Layers,
-    find_stages,
     head_weight,
     in_order,
     module_of,
@@ -34,6 +33,7 @@ from fl_shield.errors import GuardError
 from fl_shield.fingerprint import Seal, fingerprint
 from fl_shield.judge import LEAST, Judge, Judgement, Promised
 from fl_shield.judge_file import read, write
+from fl_shield.stages import find_stages
 from fl_shield.training import evaluating
 from fl_shield.types import Floats
 
@@ -105,7 +105,7 @@ class Guard:
             Share of clean inputs that may be flagged, in (0, 1).
         layers : sequence of str, or "auto"
             Watched modules, the head last; ``auto`` asks
-            :func:`fl_shield.activations.find_stages`.
+            :func:`fl_shield.stages.find_stages`.
         detector : MetaShield, optional
             Whose meta-learned weights and inner steps to use; the shipped ones by default.
         guarantee : {"auto", "references", "tasks"}

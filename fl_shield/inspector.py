@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import activations_of, find_layers
+from fl_shield.activations import activations_of
 from fl_shield.calibration import standardise
 from fl_shield.detector import Adapted, MetaShield
 from fl_shield.probes import Probes, flip_evidence
 from fl_shield.profile import MIN_REFERENCES, Profiles
 from fl_shield.rng import keyed
+from fl_shield.stages import find_layers
 from fl_shield.suspects import Suspects, kinship_evidence
 from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
 from fl_shield.types import (

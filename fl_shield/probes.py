@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import nn
 
-from fl_shield.activations import activations_of, find_layers
+from fl_shield.activations import activations_of
 from fl_shield.rng import keyed
+from fl_shield.stages import find_layers
 from fl_shield.training import logits_of, set_arrays
 from fl_shield.triggers import draw_trigger
 from fl_shield.types import Arrays, Floats

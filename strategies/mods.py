@@ -21,8 +21,9 @@ from flwr.app import ArrayRecord, Context, Error, Message, MessageType
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import Layers, activations_of, find_layers
+from fl_shield.activations import Layers, activations_of
 from fl_shield.rng import keyed
+from fl_shield.stages import find_layers
 from fl_shield.strategies.records import from_record, to_record
 from fl_shield.strategies.reports import REPORT_KEY, write_report
 from fl_shield.training import set_arrays

@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import Activations, Layers, find_stages, read_activations
+from fl_shield.activations import Activations, Layers, read_activations
 from fl_shield.calibration import conformal_p_values, promise, threshold_at
 from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.profile import MIN_REFERENCES
+from fl_shield.stages import find_stages
 from fl_shield.training import logits_of
 from fl_shield.types import Flags, Floats, Ints
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import find_stages, read_activations
+from fl_shield.activations import read_activations
 from fl_shield.attacks import attackable, poison_with, wanted_labels
 from fl_shield.detectors import DETECTORS, MULTI_PASS
 from fl_shield.errors import ShieldError
@@ -35,6 +35,7 @@ from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.shots import reference_index
 from fl_shield.simulations.pools import Pool
 from fl_shield.simulations.victims.stacked import train_stacked
+from fl_shield.stages import find_stages
 from fl_shield.training import logits_of
 from fl_shield.triggers import draw_trigger, visibility
 from fl_shield.types import Flags, Floats, Ints, Samples, Trigger

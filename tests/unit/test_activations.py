@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from fl_shield.activations import (
     activation_views,
     activations_of,
-    find_layers,
     pooled,
     watching,
 )
 from fl_shield.head import logit_statistics
 from fl_shield.profile import STATISTICS
+from fl_shield.stages import find_layers
 from fl_shield.types import Floats
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fl_shield.activations import (
     Activations,
-    find_stages,
     in_order,
     module_of,
     pooled_ways,
@@ -22,6 +21,7 @@ from fl_shield.activations import (
 )
 from fl_shield.errors import GuardError
 from fl_shield.simulations.victims.zoo import build_victim
+from fl_shield.stages import find_stages
 
 
 def _chain(n: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fl_shield.activations import find_stages, read_activations
+from fl_shield.activations import read_activations
 from fl_shield.attacks import PoisonScheme
 from fl_shield.detectors import DETECTORS, MULTI_PASS
 from fl_shield.simulations.episodes import recordings as population_module
@@ -39,6 +39,7 @@ from fl_shield.simulations.episodes.victims import (
     simulate_victims,
     train_victims,
 )
+from fl_shield.stages import find_stages
 from fl_shield.training import accuracy, logits_of
 
 TINY = Recipe(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fl_shield.activations import Activations, find_layers, read_activations
+from fl_shield.activations import Activations, read_activations
 from fl_shield.detector import MetaShield, Weights
 from fl_shield.errors import GuardError, ShieldError
 from fl_shield.fingerprint import fingerprint
@@ -24,6 +24,7 @@ from fl_shield.guard import Guard
 from fl_shield.judge import Judge
 from fl_shield.meta import MetaConfig
 from fl_shield.simulations.victims.resnet import resnet18
+from fl_shield.stages import find_layers
 from fl_shield.types import Floats
 
 

@@ -9,9 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_shield.activations import activations_of, find_layers
+from fl_shield.activations import activations_of
 from fl_shield.errors import InvalidReplyError
 from fl_shield.simulations.in_process import InProcessGrid
+from fl_shield.stages import find_layers
 from fl_shield.strategies import from_record, malicious, report_activations, to_record
 from fl_shield.strategies.mods import Mod
 from fl_shield.strategies.reports import REPORT_KEY, parse_report, write_report
