@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fl_shield.cli.progress import counting_bars
 from fl_shield.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def evaluate(
         place=Workplace(data_dir=data_dir, cache=cache),
         n_workers=workers,
     )
-    with _progress() as progress:
+    with counting_bars(console) as progress:
         bars: dict[str, int] = {}
 
         def report(step: str, done: float, total: float) -> None:
@@ -120,14 +120,3 @@ def _show(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
         for name, row in rows.items():
             shown.add_row(name, *(f"{row[key]:.3f}" for key in keys))
         Console().print(shown)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )

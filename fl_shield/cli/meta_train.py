@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from fl_shield.cli.progress import counting_bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ def _simulate(curriculum: Curriculum, place: Workplace, workers: int) -> None:
     from fl_shield.simulations.episodes.recordings import simulate_population
 
     settings, victims = curriculum.federations(), curriculum.victims()
-    with _progress() as progress:
+    with counting_bars(console) as progress:
         bar = progress.add_task("simulating federations", total=len(settings))
         for _ in simulate_all(settings, place.cache / "episodes", workers):
             progress.advance(bar)
@@ -141,7 +142,7 @@ def _train(
     parts = Parts.of(tasks)
     held_out = episodes_of(parts.held_out)
     history: list[EpochProgress] = []
-    with _progress() as progress:
+    with counting_bars(console) as progress:
         bar = progress.add_task("meta-training", total=config.n_epochs)
         training = episodes_of(parts.training)
         for epoch, weights in fit_weights(training, held_out, config, seed, {"seed": str(seed)}):
@@ -159,7 +160,7 @@ def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weight
     settings = curriculum.calm_settings()
     if not settings:
         return weights
-    with _progress() as progress:
+    with counting_bars(console) as progress:
         total = N_PASSES * len(settings)
         bar = progress.add_task("calibrating on attack-free federations", total=total)
         for _ in range(N_PASSES):
@@ -200,14 +201,3 @@ def _write(
         shown.add_row(row["domain"], row["family"], str(row["n_tasks"]), *numbers)
     Console().print(shown)
     console.print(f"wrote {out}/metashield.safetensors, MODEL_CARD.md and manifest.jsonl")
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from fl_shield.simulations.outcome import RoundRow
     from fl_shield.simulations.scenario import Scenario
 
+
+def counting_bars(console: Console) -> Progress:
+    """Bars of steps that are counted, each with the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "shield": "shield"}
 
 
