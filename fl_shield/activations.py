@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,7 +174,11 @@ def watching(
     def keep_output(name: str) -> Any:
         return lambda _module, _inputs, output: keep(name, output)
 
-    def keep_input(_module: nn.Module, inputs: Any, named: Any) -> None:
+    # a forward pass of another thread may meet this hook after it was removed, and then gives
+    # it no named arguments
+    def keep_input(
+        _module: nn.Module, inputs: Any, named: Any = types.MappingProxyType({})
+    ) -> None:
         keep(layers[-1], (*inputs, *named.values()))
 
     handles = [modules[name].register_forward_hook(keep_output(name)) for name in layers[:-1]]

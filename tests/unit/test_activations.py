@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,19 @@ def test_hooks_are_gone_afterwards() -> None:
     assert _n_hooks(model) == 0
     activations_of(model, _images(3), ("conv1", "head"))
     assert _n_hooks(model) == 0
+
+
+def test_a_hook_met_after_its_removal_by_another_thread_does_no_harm() -> None:
+    model = _mlp()
+    found: list[Tensor] = []
+    with watching(model, ["0", "4"]) as seen:
+        # what a forward pass sees that listed the hooks just before another thread removed one
+        model[4]._forward_pre_hooks_with_kwargs.clear()
+        elsewhere = threading.Thread(target=lambda: found.append(model(torch.zeros(3, 4))))
+        elsewhere.start()
+        elsewhere.join()
+        assert not seen
+    assert found[0].shape == (3, 3)
 
 
 def test_hooks_are_gone_after_an_error() -> None:
