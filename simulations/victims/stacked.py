@@ -59,7 +59,7 @@ def train_stacked(
     }
     fixed = {n: b.to(device) for n, b in buffers.items()}
     skeleton = copy.deepcopy(models[0]).to("meta").train()
-    optimiser = torch.optim.AdamW(live.values(), lr=lr, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(live.values(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
     feed = _Feed(samples, rngs, batch_size)
 
