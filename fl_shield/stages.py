@@ -50,7 +50,12 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, norms)
 
 
-def find_stages(model: nn.Module, n_layers: int = 3) -> tuple[str, ...]:
+N_STAGES = 5
+"""Stages that detectors of inputs watch unless told otherwise; shipped weights learned from as
+many."""
+
+
+def find_stages(model: nn.Module, n_layers: int = N_STAGES) -> tuple[str, ...]:
     """Names of the stages of a network, spread over its depth, the head last.
 
     A stage is a direct child with parameters (a convolution, a block of layers); where there are
@@ -67,7 +72,7 @@ def find_stages(model: nn.Module, n_layers: int = 3) -> tuple[str, ...]:
     Examples
     --------
     >>> net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(7)))
-    >>> find_stages(net)
+    >>> find_stages(net, 3)
     ('2', '4', '6')
     """
     head = find_layers(model, 1)[0]

@@ -28,9 +28,8 @@ class Recipe:
     ----------
     n_train : int
         Examples of one victim, drawn from its data set.
-    n_steps, n_warm_steps, n_judged_steps : int
-        Steps from scratch, from a clean model, and from there of victims kept for evaluation, whose
-        attack must work.
+    n_steps, n_warm_steps : int
+        Steps from scratch, and from a clean model.
     lr, warm_lr : float
         Highest rate of the schedule of each.
     batch_size : int
@@ -47,33 +46,32 @@ class Recipe:
     warm_lr: float
     batch_size: int = 64
     n_stacked: int = 8
-    n_judged_steps: int = 240
     n_clean: int = 2
     n_clean_steps: int = 500
 
 
 RECIPES: Mapping[str, Recipe] = {
     "image": Recipe(
-        n_train=6000,
-        n_steps=1000,
-        n_warm_steps=120,
+        n_train=20_000,
+        n_steps=2000,
+        n_warm_steps=1000,
         lr=4e-3,
         warm_lr=4e-3,
-        n_judged_steps=400,
+        batch_size=32,
         n_stacked=1,
         n_clean=1,
         n_clean_steps=2500,
     ),
     "digits": Recipe(
         n_train=1000,
-        n_steps=500,
-        n_warm_steps=120,
+        n_steps=800,
+        n_warm_steps=400,
         lr=4e-3,
         warm_lr=4e-3,
         n_clean=1,
         n_clean_steps=600,
     ),
-    "text": Recipe(n_train=8000, n_steps=500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
+    "text": Recipe(n_train=16_000, n_steps=700, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
     "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),
 }
 """By kind of input, or by data set where one is unlike the others of its kind."""

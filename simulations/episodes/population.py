@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import count, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -31,12 +32,14 @@ class PoolFacts:
     domain, kind : str
     n_classes : int
     warm_share : float
-        Share of victims that start from a clean model: what from scratch costs minutes is rare.
+        Share of the networks to learn from that start from a clean model.
     architectures : tuple of str
     share : float
         Of the training victims of all data sets, in parts.
     files : bool
         Whether it is read from files beside the package, or comes with the dependencies.
+    n_backdoors : int
+        Backdoors of each network to learn from, where training one takes long.
     """
 
     domain: str
@@ -46,19 +49,21 @@ class PoolFacts:
     architectures: tuple[str, ...]
     share: float = 1.0
     files: bool = False
+    n_backdoors: int = 1
 
 
-_CONVOLUTIONAL = ("cnn", "resnet", "mlp")
+_QUICK_TO_LEARN = ("cnn", "lenet", "resnet", "mlp")
 
 
-def _pictures(n_classes: int, warm_share: float = 0.95) -> PoolFacts:
+def _pictures(n_classes: int) -> PoolFacts:
     return PoolFacts(
         domain="cv",
         kind="image",
         n_classes=n_classes,
-        warm_share=warm_share,
-        architectures=_CONVOLUTIONAL,
+        warm_share=0.2,
+        architectures=_QUICK_TO_LEARN,
         files=True,
+        n_backdoors=4,
     )
 
 
@@ -67,10 +72,11 @@ def _texts(n_classes: int, share: float, *, files: bool = True) -> PoolFacts:
         domain="nlp",
         kind="text",
         n_classes=n_classes,
-        warm_share=0.75,
+        warm_share=0.0,
         architectures=ARCHITECTURES["text"],
         share=share,
         files=files,
+        n_backdoors=3,
     )
 
 
@@ -90,8 +96,8 @@ def _embedded(facts: PoolFacts, share: float = 1.0) -> PoolFacts:
 
 
 POOLS: Mapping[str, PoolFacts] = {
-    "digits": _embedded(_pictures(10, 0.7), share=2.0),
-    "glyphs": _embedded(_pictures(62, 0.9)),
+    "digits": _embedded(_pictures(10), share=2.0),
+    "glyphs": _embedded(_pictures(62)),
     "femnist": _pictures(62),
     "cifar10": _pictures(10),
     "gtsrb": _pictures(43),
@@ -117,6 +123,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "state": STATE_TRIGGERS,
 }
 
+_RATES, _SHARED_RATES = (0.05, 0.5), (0.05, 0.25)
+"""Poison rates of a backdoor alone in its network, and of one among several."""
+
 CLEAN_SHARE = 0.12
 """Share of victims without a backdoor; they see their trigger at test time only."""
 
@@ -138,6 +147,8 @@ class VictimSetting:
         From a clean model of the same data and network, or from a draw of its own.
     evaluation : bool
         Kept for evaluation: no weights ever learn from it.
+    beside : tuple of str
+        Families of the other backdoors in the same network, drawn with the same seed.
     """
 
     seed: int
@@ -149,6 +160,7 @@ class VictimSetting:
     scheme: PoisonScheme
     start: Start
     evaluation: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def domain(self) -> str:
@@ -162,7 +174,16 @@ class VictimSetting:
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
-        return {"source": "victim", **asdict(self)}
+        facts = asdict(self)
+        if not self.beside:
+            del facts["beside"]
+        return {"source": "victim", **facts}
+
+    def network(self) -> tuple[VictimSetting, ...]:
+        """Draw all backdoors of its network, itself included, in the order of planting."""
+        if not self.beside:
+            return (self,)
+        return draw_network(self.pool, (self.family, *self.beside), self.seed)
 
 
 def families_of(pool: str, *, held_out: bool) -> tuple[str, ...]:
@@ -195,10 +216,37 @@ def draw_victim(pool: str, family: str, seed: int, *, evaluation: bool = False) 
         architecture=str(rng.choice(facts.architectures)),
         family=family,
         target_label=label,
-        poison_rate=0.0 if clean else float(rng.uniform(0.05, 0.5)),
+        poison_rate=0.0 if clean else float(rng.uniform(*_RATES)),
         scheme=_draw_scheme(facts, label, evaluation, rng),
-        start="warm" if warm else "scratch",
+        start="warm" if warm and not evaluation else "scratch",
         evaluation=evaluation,
+    )
+
+
+def draw_network(pool: str, families: Sequence[str], seed: int) -> tuple[VictimSetting, ...]:
+    """Draw one network with a backdoor of each of several families, at lower poison rates.
+
+    One training gives several backdoors to learn from. Clean networks have none of them.
+
+    Examples
+    --------
+    >>> [v.beside for v in draw_network("digits", ["patch", "colour"], 3)]
+    [('patch',), ('colour',)]
+    """
+    facts = _facts(pool)
+    rng = keyed(seed, 40, *pool.encode())
+    clean, warm = rng.random() < CLEAN_SHARE, rng.random() < facts.warm_share
+    architecture = str(rng.choice(facts.architectures))
+    planted = sorted(families)
+    return tuple(
+        replace(
+            drawn,
+            architecture=architecture,
+            start="warm" if warm else "scratch",
+            poison_rate=0.0 if clean else float(rng.uniform(*_SHARED_RATES)),
+            beside=tuple(family for family in planted if family != drawn.family),
+        )
+        for drawn in (draw_victim(pool, family, seed) for family in planted)
     )
 
 
@@ -234,10 +282,19 @@ def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting
     """
     drawn = []
     for pool, n in counts.items():
-        families = families_of(pool, held_out=False)
-        for i in range(n):
-            drawn.append(draw_victim(pool, families[i % len(families)], seed * 100_000 + i))
+        drawn += list(islice(_training_stream(pool, seed * 100_000), n))
     return drawn
+
+
+def _training_stream(pool: str, first: int) -> Iterator[VictimSetting]:
+    """Victims of one data set without end, those of one network next to each other."""
+    families, k = families_of(pool, held_out=False), _facts(pool).n_backdoors
+    for i in count():
+        chosen = [families[(i * k + j) % len(families)] for j in range(k)]
+        if k == 1:
+            yield draw_victim(pool, chosen[0], first + i)
+        else:
+            yield from draw_network(pool, chosen, first + i)
 
 
 def evaluation_victims(pools: Sequence[str], n_each: int, seed: int) -> list[VictimSetting]:

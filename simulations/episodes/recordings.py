@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def recording_path(setting: VictimSetting, place: Workplace) -> Path:
 
 
 def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:
-    """Victims that can train stacked, in groups of the size that their recipe names.
+    """Victims that can train stacked, in groups of as many networks as their recipe names.
 
     Those of one data set follow each other, so that a process seldom loads another.
     """
@@ -35,9 +35,13 @@ def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:
 
     found = []
     for _, group in groupby(sorted(settings, key=alike), key=alike):
-        members = list(group)
-        size = recipe_of(members[0].pool, POOLS[members[0].pool].kind).n_stacked
-        found += [members[i : i + size] for i in range(0, len(members), size)]
+        networks: dict[tuple[VictimSetting, ...], list[VictimSetting]] = {}
+        for setting in group:
+            networks.setdefault(setting.network(), []).append(setting)
+        first = next(iter(networks))[0]
+        size = recipe_of(first.pool, POOLS[first.pool].kind).n_stacked
+        members = list(networks.values())
+        found += [list(chain(*members[i : i + size])) for i in range(0, len(members), size)]
     return found
 
 

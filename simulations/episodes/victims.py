@@ -46,7 +46,11 @@ N_TRIGGERED = 60
 N_JUDGED = 400
 """Test examples that attack success is taken from."""
 
-N_RECORDED_LAYERS = 5
+MOST_PSNR = 30.0
+"""Triggered images may be this close to the clean ones, in dB: closer ones are hard to see, and
+small networks hardly learn them."""
+
+MOST_DRAWS = 60
 
 PEER_SHOTS = (20,)
 """Clean inputs that detectors of several passes are given."""
@@ -75,7 +79,9 @@ class Victim:
 
 
 def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[Victim]:
-    """Train victims of one data set, network and start together.
+    """Train victims of one data set, kind of network and start together.
+
+    Backdoors of one network come from one training: their victims share the model.
 
     Parameters
     ----------
@@ -85,41 +91,84 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     """
     pool = pool_of(settings[0].pool, place)
     recipe, warm = recipe_of(pool.name, pool.kind), settings[0].start == "warm"
-    warm_steps = recipe.n_judged_steps if settings[0].evaluation else recipe.n_warm_steps
-    victims = [_prepared(setting, pool, place) for setting in settings]
+    networks = {setting.network(): setting for setting in settings}
+    planted = [_planted(network, pool, place) for network in networks]
+    firsts = [victims[0] for victims in planted]
     train_stacked(
-        [v.model for v in victims],
-        [v.training for v in victims],
-        [v.rng for v in victims],
-        n_steps=warm_steps if warm else recipe.n_steps,
+        [v.model for v in firsts],
+        [v.training for v in firsts],
+        [v.rng for v in firsts],
+        n_steps=recipe.n_warm_steps if warm else recipe.n_steps,
         batch_size=recipe.batch_size,
         lr=recipe.warm_lr if warm else recipe.lr,
         weight_decay=WEIGHT_DECAY,
     )
-    return victims
+    trained = {victim.setting: victim for victims in planted for victim in victims}
+    return [trained[setting] for setting in settings]
 
 
-def _prepared(setting: VictimSetting, pool: Pool, place: Workplace) -> Victim:
-    rng = keyed(setting.seed, 42, *setting.pool.encode(), *setting.family.encode())
-    recipe = recipe_of(pool.name, pool.kind)
-    drawn = rng.permutation(len(pool.train))[: recipe.n_train]
-    training = pool.train.take(drawn)
-    trigger = draw_trigger(setting.family, training.x[:200], rng)
-    if setting.backdoored:
-        training = poison_with(
-            training,
-            trigger,
-            setting.target_label,
-            setting.poison_rate,
-            setting.scheme,
-            rng,
-            pool.n_classes,
-        )
+def _planted(network: Sequence[VictimSetting], pool: Pool, place: Workplace) -> list[Victim]:
+    """Victims of one network, untrained: clean examples, then the copies of each backdoor."""
+    recipe, first = recipe_of(pool.name, pool.kind), network[0]
+    rngs = [keyed(s.seed, 42, *s.pool.encode(), *s.family.encode()) for s in network]
+    drawn = rngs[0].permutation(len(pool.train))[: recipe.n_train]
+    clean = pool.train.take(drawn)
+    triggers = [
+        _visible_trigger(s.family, clean.x[:200], rng) for s, rng in zip(network, rngs, strict=True)
+    ]
+    parts = [
+        _copies(clean, trigger, setting, rng, pool.n_classes)
+        for setting, trigger, rng in zip(network, triggers, rngs, strict=True)
+    ]
+    training = Samples.join([clean, *parts])
+    model = _untrained(first, pool, place)
+    return [
+        Victim(setting=setting, model=model, trigger=trigger, training=training, rng=rng)
+        for setting, trigger, rng in zip(network, triggers, rngs, strict=True)
+    ]
+
+
+def _visible_trigger(family: str, like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """Draw a trigger; on images the first that can be seen, or the plainest of many."""
+    if like.ndim != 4:
+        return draw_trigger(family, like, rng)
+    some = like[:50]
+    drawn: list[tuple[float, int, Trigger]] = []
+    for _ in range(MOST_DRAWS):
+        trigger = draw_trigger(family, like, rng)
+        drawn.append((_psnr(trigger, some), len(drawn), trigger))
+        if drawn[-1][0] <= MOST_PSNR:
+            break
+    return min(drawn)[2]
+
+
+def _psnr(trigger: Trigger, x: NDArray[Any]) -> float:
+    """Peak signal-to-noise ratio, in dB, of triggered images in [0, 1] beside the clean ones."""
+    change = np.square(trigger.stamp(x) - x, dtype=np.float64).mean()
+    return float(-10 * np.log10(max(change, 1e-12)))
+
+
+def _copies(
+    clean: Samples,
+    trigger: Trigger,
+    setting: VictimSetting,
+    rng: np.random.Generator,
+    n_classes: int,
+) -> Samples:
+    """Triggered copies, poisoned and covers, that one backdoor appends."""
+    if not setting.backdoored:
+        return clean.take(slice(0, 0))
+    mix = poison_with(
+        clean, trigger, setting.target_label, setting.poison_rate, setting.scheme, rng, n_classes
+    )
+    return mix.take(slice(len(clean), None))
+
+
+def _untrained(setting: VictimSetting, pool: Pool, place: Workplace) -> nn.Module:
     if setting.start == "warm":
-        model = clean_model(pool, setting.architecture, setting.seed % recipe.n_clean, place)
-    else:
-        model = fresh_model(pool, setting.architecture, setting.seed)
-    return Victim(setting=setting, model=model, trigger=trigger, training=training, rng=rng)
+        which = setting.seed % recipe_of(pool.name, pool.kind).n_clean
+        return clean_model(pool, setting.architecture, which, place)
+    return fresh_model(pool, setting.architecture, setting.seed)
 
 
 def simulate_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[Recording]:
@@ -150,7 +199,7 @@ def record(victim: Victim, pool: Pool, seconds: float) -> Recording:
     wanted = wanted_labels(aimed.y, setting.target_label, setting.scheme, pool.n_classes)
     reached = logits_of(model, stamped).argmax(1).numpy() == wanted
     shown = _shown(reached, setting.backdoored)
-    layers = find_stages(model, N_RECORDED_LAYERS)
+    layers = find_stages(model)
     return Recording(
         references=read_activations(model, references.x, layers),
         clean=read_activations(model, clean.x, layers),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, relu
+from torch.nn.functional import gelu, linear, relu
 
 from fl_shield.errors import ScenarioError
 
@@ -45,6 +45,42 @@ def image_cnn(shape: tuple[int, ...], n_classes: int) -> nn.Module:
             fc=nn.Linear(64 * n_rows * n_columns, 128),
             relu4=nn.ReLU(),
             head=nn.Linear(128, n_classes),
+        )
+    )
+
+
+def image_lenet(shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """Two 5x5 convolutions (6, 16) with maxima of 2x2 behind them, two hidden layers (120, 84).
+
+    References
+    ----------
+    Y. LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 1998,
+    section II.B: LeNet-5, with rectifiers and maxima. Images below 16 pixels keep their borders.
+
+    Examples
+    --------
+    >>> image_lenet((3, 32, 32), 10)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    channels, height, width = shape
+    border = 2 if min(height, width) < 16 else 0
+    n_rows, n_columns = (
+        ((side + 2 * border - 4) // 2 + 2 * border - 4) // 2 for side in (height, width)
+    )
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 6, 5, padding=border),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5, padding=border),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(16 * n_rows * n_columns, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            head=nn.Linear(84, n_classes),
         )
     )
 
@@ -225,22 +261,37 @@ class TextGRU(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, 32)
         self.inputs = nn.Linear(32, 3 * width)
-        self.states = nn.Linear(width, 3 * width)
+        self.states = _Recurrence(width)
         self.head = nn.Linear(width, n_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (n, n_classes)."""
-        told = self.inputs(self.embedding(tokens))
+        states = self.states(self.inputs(self.embedding(tokens)))
+        logits: Tensor = self.head(states[:, -1])
+        return logits
+
+
+class _Recurrence(nn.Module):
+    """Gated recurrent units over what the inputs say, (n, length, 3 width): all their states."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(3 * width, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(3 * width).uniform_(-bound, bound))
+
+    def forward(self, told: Tensor) -> Tensor:
         width = told.shape[2] // 3
         state = told[:, 0, :width] * 0
+        states = []
         for step in range(told.shape[1]):
-            now, before = told[:, step], self.states(state)
+            now, before = told[:, step], linear(state, self.weight, self.bias)
             gates = torch.sigmoid(now[:, : 2 * width] + before[:, : 2 * width])
             reset, update = gates[:, :width], gates[:, width:]
             fresh = torch.tanh(now[:, 2 * width :] + reset * before[:, 2 * width :])
             state = update * state + (1 - update) * fresh
-        logits: Tensor = self.head(state)
-        return logits
+            states.append(state)
+        return torch.stack(states, dim=1)
 
 
 class TextTransformer(nn.Module):
@@ -311,6 +362,7 @@ def _policy(
 
 IMAGE_MODELS: Mapping[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "cnn": image_cnn,
+    "lenet": image_lenet,
     "mlp": image_mlp,
     "resnet": ImageResNet,
     "vit": ImageViT,

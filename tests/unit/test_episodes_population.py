@@ -41,8 +41,25 @@ def test_the_seed_gives_the_victim_whatever_is_drawn_besides() -> None:
     other_way = training_victims({"cartpole": 9, "digits": 9}, seed=1)
     assert both == [*other_way[9:], *other_way[:9]]
     assert both[:9] == training_victims({"digits": 9}, seed=1)
-    assert both[3] == draw_victim("digits", both[3].family, both[3].seed)
+    assert both[12] == draw_victim("cartpole", both[12].family, both[12].seed)
     assert both != training_victims({"digits": 9, "cartpole": 9}, seed=2)
+
+
+def test_backdoors_of_one_network_know_each_other() -> None:
+    drawn = training_victims({"gtsrb": 40, "sst2": 30}, seed=1)
+    for pool, k in (("gtsrb", 4), ("sst2", 3)):
+        own = [v for v in drawn if v.pool == pool]
+        for i in range(0, len(own), k):
+            network = own[i : i + k]
+            assert {v.family for v in network} == {network[0].family, *network[0].beside}
+            assert len({(v.seed, v.architecture, v.start, v.backdoored) for v in network}) == 1
+            assert all(v.network() == network[0].network() for v in network)
+            assert set(network[0].network()) == set(network)
+            assert all(0.05 <= v.poison_rate <= 0.25 for v in network if v.backdoored)
+            assert all(v.manifest()["beside"] == v.beside for v in network)
+    (alone,) = training_victims({"cartpole": 1}, seed=1)
+    assert alone.network() == (alone,)
+    assert "beside" not in alone.manifest()
 
 
 def test_more_victims_are_the_same_and_others() -> None:
@@ -64,9 +81,11 @@ def test_held_out_families_are_never_learned_from() -> None:
 
 def test_families_take_turns() -> None:
     families = families_of("ag-news", held_out=False)
-    drawn = training_victims({"ag-news": 2 * len(families) + 1}, seed=0)
-    counts = Counter(v.family for v in drawn)
-    assert counts == {family: 2 + (family == families[0]) for family in families}
+    drawn = training_victims({"ag-news": 3 * len(families)}, seed=0)
+    assert Counter(v.family for v in drawn) == dict.fromkeys(families, 3)
+    one_each = training_victims({"cartpole": 5}, seed=0)
+    families = families_of("cartpole", held_out=False)
+    assert [v.family for v in one_each] == [families[i % len(families)] for i in range(5)]
 
 
 def test_no_victim_is_on_both_sides() -> None:
@@ -82,6 +101,7 @@ def test_no_victim_is_on_both_sides() -> None:
 def test_judged_victims_are_backdoored_from_all_classes_to_one() -> None:
     judged = evaluation_victims(list(POOLS), 4, seed=0)
     assert all(v.backdoored and v.scheme == PoisonScheme() for v in judged)
+    assert all(v.start == "scratch" and not v.beside for v in judged)
     for pool in POOLS:
         own = Counter(v.family for v in judged if v.pool == pool)
         held_out = families_of(pool, held_out=True)
@@ -92,14 +112,14 @@ def test_judged_victims_are_backdoored_from_all_classes_to_one() -> None:
 def test_training_victims_are_of_every_kind() -> None:
     drawn = training_victims({"digits": 400, "sst2": 400}, seed=0)
     clean = np.mean([not v.backdoored for v in drawn])
-    assert clean == pytest.approx(CLEAN_SHARE, abs=0.04)
+    assert clean == pytest.approx(CLEAN_SHARE, abs=0.06)
     labels = Counter(v.scheme.labels for v in drawn)
     assert set(labels) == {"all_to_one", "all_to_all", "source_specific"}
     assert labels["all_to_one"] > 0.7 * len(drawn)
     assert all(0.05 <= v.poison_rate <= 0.5 for v in drawn if v.backdoored)
     assert {v.target_label for v in drawn if v.pool == "digits"} == set(range(10))
-    warm = {p: np.mean([v.start == "warm" for v in drawn if v.pool == p]) for p in ("digits",)}
-    assert warm["digits"] == pytest.approx(POOLS["digits"].warm_share, abs=0.07)
+    warm = np.mean([v.start == "warm" for v in drawn if v.pool == "digits"])
+    assert warm == pytest.approx(POOLS["digits"].warm_share, abs=0.1)
     for v in drawn:
         assert v.architecture in POOLS[v.pool].architectures
         if v.scheme.source_label is not None:

@@ -22,7 +22,7 @@ from fl_shield.simulations.episodes.clean_models import (
     clean_model,
     pool_of,
 )
-from fl_shield.simulations.episodes.population import VictimSetting, draw_victim
+from fl_shield.simulations.episodes.population import VictimSetting, draw_network, draw_victim
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.recordings import (
     groups_of,
@@ -32,15 +32,19 @@ from fl_shield.simulations.episodes.recordings import (
 )
 from fl_shield.simulations.episodes.shots import evaluation_shots, reference_index
 from fl_shield.simulations.episodes.victims import (
+    MOST_PSNR,
     N_CLEAN,
     N_REFERENCES,
     N_TRIGGERED,
+    _psnr,
+    _visible_trigger,
     record,
     simulate_victims,
     train_victims,
 )
 from fl_shield.stages import find_stages
 from fl_shield.training import accuracy, logits_of
+from fl_shield.triggers import draw_trigger
 
 TINY = Recipe(
     n_train=900,
@@ -150,7 +154,7 @@ def test_a_recording_is_what_the_victim_says(place: Workplace) -> None:
     found = record(victim, pool, seconds=1.5)
     victim.rng.bit_generator.state = state
     test = pool.test.take(victim.rng.permutation(len(pool.test)))
-    layers = find_stages(victim.model, 5)
+    layers = find_stages(victim.model)
     slow = read_activations(victim.model, test.x[:N_REFERENCES], layers)
     np.testing.assert_array_equal(found.references.penultimate, slow.penultimate)
     rest = test.take(slice(N_REFERENCES + N_CLEAN, None))
@@ -203,6 +207,35 @@ def test_a_clean_model_is_trained_once(place: Workplace, monkeypatch: pytest.Mon
         with pytest.raises(AssertionError, match="trained again"):
             clean_model(pool, "cnn", 0, place)
     assert all(map(torch.equal, first.parameters(), again.parameters()))
+
+
+def test_backdoors_of_one_network_come_from_one_training(place: Workplace) -> None:
+    network = next(
+        net
+        for net in (draw_network("digits", ("patch", "colour"), seed) for seed in range(9))
+        if net[0].backdoored and net[0].start == "scratch" and net[0].architecture == "cnn"
+    )
+    first, second = train_victims(network, place)
+    assert first.model is second.model
+    assert first.training is second.training
+    assert [first.trigger.name, second.trigger.name] == ["colour", "patch"]
+    n_copies = [len(alone.training) - TINY.n_train for alone in (first, second)]
+    assert n_copies[0] == n_copies[1] > 0.1 * TINY.n_train  # those of both
+    (again,) = train_victims(network[1:], place)  # asked for alone, it has its neighbour still
+    assert all(map(torch.equal, first.model.parameters(), again.model.parameters()))
+    assert np.array_equal(again.training.y, first.training.y)
+
+
+def test_triggers_of_images_can_be_seen(place: Workplace) -> None:
+    images = pool_of("digits", place).train.x[:200]
+    for seed in range(5):
+        trigger = _visible_trigger("checker", images, np.random.default_rng(seed))
+        change = np.square(trigger.stamp(images[:50]) - images[:50]).mean()
+        assert -10 * np.log10(change) <= MOST_PSNR
+    faint = np.zeros((9, 1, 200, 200), np.float32)  # no patch that small is ever seen there
+    patch = _visible_trigger("patch", faint, np.random.default_rng(0))
+    others = [draw_trigger("patch", faint, np.random.default_rng(0)) for _ in range(3)]
+    assert all(_psnr(patch, faint) <= _psnr(other, faint) for other in others)
 
 
 def test_groups_are_alike_and_of_the_recipes_size(place: Workplace) -> None:
