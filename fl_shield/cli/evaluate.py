@@ -66,7 +66,9 @@ def evaluate(
     Example: [bold]fl-shield evaluate --quick --out runs/evaluation[/bold]
     """
     from fl_shield.simulations.episodes.clean_models import Workplace
-    from fl_shield.simulations.evaluation.campaign import Evaluation, run, write
+    from fl_shield.simulations.evaluation.campaign import run
+    from fl_shield.simulations.evaluation.results import write
+    from fl_shield.simulations.evaluation.settings import Evaluation
 
     evaluation = Evaluation(
         axes=("trigger",) if quick else _words(tables),
