@@ -78,12 +78,23 @@ def described(evaluation: Evaluation, results: Results) -> dict[str, Any]:
         "victims": _counted(results.victims),
         "tables": results.tables,
         "paired": {s: paired(results.rows, s, MAIN_SHOTS, OURS) for s in splits},
-        "cells": {s: cells(results.rows, s, MAIN_SHOTS, OURS, ONE_PASS) for s in splits},
+        "cells": cells_of(results),
+        "easy_cells": easy_of(results),
         "shots": {s: by_shots(results.rows, s, OURS) for s in splits},
         "shots_needed": {s: shots_needed(by_shots(results.rows, s, OURS)) for s in splits},
         "transfer": transfer(results.rows),
         "calibration": calibration(results.alarms),
     }
+
+
+def cells_of(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Cells of every split, see :func:`~fl_shield.simulations.evaluation.tables.cells`."""
+    return {s: cells(results.rows, s, MAIN_SHOTS, OURS, ONE_PASS) for s in results.tables}
+
+
+def easy_of(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Cells of every split that confidence alone solves, listed apart."""
+    return {s: [cell for cell in found if cell["easy"]] for s, found in cells_of(results).items()}
 
 
 def _counted(victims: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -22,9 +22,8 @@ from fl_shield.detectors import (
 )
 from fl_shield.detectors.badacts import share_outside
 from fl_shield.detectors.beatrix import FLOOR, Bands, gram_features
-from fl_shield.detectors.contract import OnePass
 from fl_shield.detectors.confidence import confidence_log_odds
-from fl_shield.detectors.contract import MAX_REFITS
+from fl_shield.detectors.contract import MAX_REFITS, OnePass
 from fl_shield.detectors.knn import nearest_distances
 from fl_shield.detectors.mahalanobis import shrunk_distances
 from fl_shield.detectors.tedpp import Bank, axis_outlier_scores, nearest_ranks, tube_radii

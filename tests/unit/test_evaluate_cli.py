@@ -45,6 +45,8 @@ def folder(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     assert "trigger-held-out: 2 victims, 20 clean inputs" in result.stdout
     assert "metashield" in result.stdout
+    assert "easy cells (AUC of confidence alone)" in result.stdout
+    assert "false-positive rates that were promised and realised" in result.stdout
     return folder
 
 
@@ -73,6 +75,14 @@ def test_tables_are_written(folder: Path) -> None:
     assert "strip" in found["tables"]["trigger-held-out"]  # recorded while the victims lived
     assert {row["family"] for row in found["cells"]["trigger-held-out"]} == {"state_pair"}
     assert set(found["shots"]["trigger-held-out"]) == {"5", "20"}
+    for split, found_cells in found["cells"].items():
+        assert found["easy_cells"][split] == [c for c in found_cells if c["easy"]]
+    lines = found["calibration"]
+    assert {(x["n_shots"], x["budget"]) for x in lines} == {
+        (n, budget) for n in (5, 20) for budget in (0.05, 0.01)
+    }
+    kept = {x["victims"]: x["n_victims"] for x in lines}
+    assert kept == {"held-out triggers": 2, "all kept for evaluation": 4}
     assert found["transfer"] == {}
     assert found["settings"]["pools"] == list(KEPT)
     assert {row["n_victims"] for row in found["victims"]} == {1}
