@@ -138,8 +138,9 @@ def _show(
 def _show_calibration(lines: Sequence[Mapping[str, Any]]) -> None:
     """Print how the budgets of false alarms hold on unseen victims."""
     shown = Table(title="false-positive rates that were promised and realised")
-    for column in ("victims", "", "clean inputs", "budget", "FPR", "95 %", "holds", "above"):
-        shown.add_column(column, justify="left" if column == "victims" else "right")
+    shown.add_column("victims")
+    for column in ("", "N", "budget", "FPR", "95 %", "holds", "above"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for line in lines:
         low, high = line["band"]
         shown.add_row(
@@ -148,7 +149,7 @@ def _show_calibration(lines: Sequence[Mapping[str, Any]]) -> None:
             str(line["n_shots"]),
             f"{line['budget']:.2f}",
             f"{line['fpr']:.4f}",
-            f"{low:.4f}-{high:.4f}",
+            f"{low:.4f} to {high:.4f}",
             "yes" if line["inside"] else "no",
             f"{line['above']:.0%}",
         )

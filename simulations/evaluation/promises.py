@@ -16,7 +16,10 @@ from fl_shield.simulations.evaluation.judging import BUDGETS
 from fl_shield.triggers import HELD_OUT_FAMILIES
 from fl_shield.types import Floats
 
-HELD_OUT, ALL = "held-out triggers", "all kept for evaluation"
+HELD_OUT, ALL = "held-out triggers", "all"
+"""Groups of victims that are kept for evaluation."""
+
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,7 @@ def kept(shares: Floats, n_clean: Floats, budget: float) -> dict[str, Any]:
         "n_clean": total,
         "fpr": float(shares.mean()),
         "band": [low, high],
-        "inside": budget >= low,
+        "inside": budget >= low - ROUNDING,
         "binomial": [float(end) for end in binomial],
         "above": float((shares > budget).mean()),
     }

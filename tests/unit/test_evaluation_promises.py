@@ -48,6 +48,7 @@ def test_lines_by_group_shots_and_budget() -> None:
     assert lines[HELD_OUT, 5, 0.05]["band"] == [0.5, 0.5]
     assert not lines[HELD_OUT, 5, 0.05]["inside"]
     assert calibration([]) == []
+    assert all(line["inside"] for line in calibration([_alarms(0.05)] * 3))  # rounding aside
 
 
 def test_a_promise_is_refuted_only_from_above() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fl_shield.activations import Activations
 from fl_shield.detector import Weights, blank_weights
@@ -19,6 +20,7 @@ from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
 from fl_shield.simulations.episodes.tasks import FEDERATED, Task, victim_tasks
 from fl_shield.simulations.evaluation import learning, study
 from fl_shield.simulations.evaluation.answers import Profiled, evaluation_profiles
+from fl_shield.simulations.evaluation.campaign import one_thread
 from fl_shield.simulations.evaluation.learning import (
     ABLATIONS,
     Training,
@@ -320,3 +322,10 @@ def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path)
         assert {str(t.facts["domain"]) for t in found[name][1]} == {"cv", "fl", "nlp", "rl"} - {
             domain
         }
+
+
+def test_one_thread_and_then_as_many_as_before() -> None:
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
