@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -123,7 +124,8 @@ def _show(
     """Print one table for each split: a row for each detector, the best first."""
     for split, rows in tables.items():
         first = next(iter(rows.values()))
-        shown = Table(title=f"{split}: {first['n_victims']} victims, 20 clean inputs")
+        title = f"{split}: {first['n_victims']} victims, 20 clean inputs"
+        shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         shown.add_column("detector", no_wrap=True)
         for column, _ in _COLUMNS:
             shown.add_column(column, justify="right")
