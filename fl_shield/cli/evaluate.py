@@ -107,7 +107,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 _COLUMNS = (
     ("AUC", "auc"),
-    ("without easy cells", "auc_without_easy"),
+    ("AUC, not easy", "auc_without_easy"),
     ("worst tenth", "worst_tenth"),
     ("TPR at FPR 5 %", "tpr_at_fpr_5"),
     ("TPR, p ≤ 5 %", "tpr_5"),
