@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, Seed, words
 from fl_shield.cli.progress import counting_bars
 from fl_shield.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 
 app = typer.Typer(add_completion=False)
@@ -33,9 +36,7 @@ def evaluate(
     domains: Annotated[
         str, typer.Option(help="What takes part: some of cv, nlp, rl, fl.")
     ] = "cv,nlp,rl",
-    pools: Annotated[
-        str, typer.Option(help="Data sets that take part, such as cifar10,sst2; none = all.")
-    ] = "",
+    pools: Pools = "",
     victims: Annotated[int, typer.Option(min=2, help="Victims to learn from.")] = 1500,
     each: Annotated[
         int, typer.Option(min=1, help="Victims judged, by data set and held-out family.")
@@ -47,15 +48,12 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small, embedded data, held-out triggers only.")
     ] = False,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of cifar10/, gtsrb/, ...; without it, embedded data sets only."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train victims.")] = 2,
-    cache: Annotated[
-        Path, typer.Option(help="What was simulated; an interrupted run goes on from here.")
-    ] = Path(".cache/meta"),
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that train and judge victims.")
+    ] = 2,
+    cache: Cache = CACHE,
 ) -> None:
     """Leave out triggers, data sets, domains or networks, and compare every detector on them.
 
@@ -66,12 +64,15 @@ def evaluate(
     Example: [bold]fl-shield evaluate --quick --out runs/evaluation[/bold]
     """
     from fl_shield.simulations.episodes.clean_models import Workplace
-    from fl_shield.simulations.evaluation.campaign import Evaluation, run, write
+    from fl_shield.simulations.evaluation.campaign import run
+    from fl_shield.simulations.evaluation.promises import calibration
+    from fl_shield.simulations.evaluation.results import easy_of, write
+    from fl_shield.simulations.evaluation.settings import Evaluation
 
     evaluation = Evaluation(
-        axes=("trigger",) if quick else _words(tables),
-        domains=("cv", "nlp", "rl") if quick else _words(domains),
-        pools=QUICK_POOLS if quick else _words(pools),
+        axes=("trigger",) if quick else words(tables),
+        domains=("cv", "nlp", "rl") if quick else words(domains),
+        pools=QUICK_POOLS if quick else words(pools),
         n_victims=QUICK["victims"] if quick else victims,
         n_each=QUICK["each"] if quick else each,
         n_epochs=QUICK["epochs"] if quick else epochs,
@@ -92,31 +93,67 @@ def evaluate(
 
         results = run(evaluation, report)
     files = write(evaluation, results, out)
-    _show(results.tables)
+    _show(results.tables, easy_of(results))
+    _show_calibration(calibration(results.alarms))
     console.print(f"wrote {', '.join(path.name for path in files)} in {out}")
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _numbers(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not all(word.isdecimal() for word in words):
+    numbers = words(text)
+    if not all(number.isdecimal() for number in numbers):
         raise ScenarioError(f"shots must be whole numbers such as 5,10,20, got {text!r}")
-    return tuple(map(int, words))
+    return tuple(map(int, numbers))
 
 
-def _show(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+_COLUMNS = (
+    ("AUC", "auc"),
+    ("AUC, not easy", "auc_without_easy"),
+    ("worst tenth", "worst_tenth"),
+    ("TPR at FPR 5 %", "tpr_at_fpr_5"),
+    ("TPR, p ≤ 5 %", "tpr_5"),
+    ("FPR", "fpr_5"),
+    ("TPR, p ≤ 1 %", "tpr_1"),
+    ("FPR", "fpr_1"),
+)
+
+
+def _show(
+    tables: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    easy: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
     """Print one table for each split: a row for each detector, the best first."""
     for split, rows in tables.items():
         first = next(iter(rows.values()))
-        shown = Table(title=f"{split}: {first['n_victims']} victims, 20 clean inputs")
-        columns = ("AUC", "worst tenth", "TPR at FPR 5 %", "TPR, p ≤ 5 %", "FPR", "TPR, p ≤ 1 %")
+        title = f"{split}: {first['n_victims']} victims, 20 clean inputs"
+        shown = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         shown.add_column("detector", no_wrap=True)
-        for column in (*columns, "FPR"):
+        for column, _ in _COLUMNS:
             shown.add_column(column, justify="right")
-        keys = ("auc", "worst_tenth", "tpr_at_fpr_5", "tpr_5", "fpr_5", "tpr_1", "fpr_1")
         for name, row in rows.items():
-            shown.add_row(name, *(f"{row[key]:.3f}" for key in keys))
+            numbers = ("–" if row[key] is None else f"{row[key]:.3f}" for _, key in _COLUMNS)
+            shown.add_row(name, *numbers)
+        Console().print(shown)
+        told = (f"{c['pool']} {c['family']} {c['confidence']:.3f}" for c in easy[split])
+        Console().print(f"easy cells (AUC of confidence alone): {', '.join(told) or 'none'}\n")
+
+
+def _show_calibration(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print how the budgets of false alarms hold on unseen victims."""
+    shown = Table(title="false-positive rates that were promised and realised")
+    shown.add_column("victims")
+    for column in ("", "N", "budget", "FPR", "95 %", "holds", "above"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for line in lines:
+        low, high = line["band"]
+        shown.add_row(
+            line["victims"],
+            str(line["n_victims"]),
+            str(line["n_shots"]),
+            f"{line['budget']:.2f}",
+            f"{line['fpr']:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            "yes" if line["inside"] else "no",
+            f"{line['above']:.0%}",
+        )
+    if lines:
         Console().print(shown)

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, Seed, words
 from fl_shield.cli.progress import counting_bars
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ def meta_train(
     domains: Annotated[
         str, typer.Option(help="What to learn from: some of cv, nlp, rl, fl.")
     ] = "cv,nlp,rl,fl",
-    pools: Annotated[
-        str, typer.Option(help="Data sets of victims, such as cifar10,sst2; none = all.")
-    ] = "",
+    pools: Pools = "",
     victims: Annotated[int, typer.Option(min=0, help="Single models, over all data sets.")] = 1500,
     digits: Annotated[int, typer.Option(min=0, help="Federations on digits.")] = 16,
     glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 44,
@@ -58,15 +57,10 @@ def meta_train(
         RepresentationName,
         typer.Option(help="What is read of a view; pca, raw coordinates, is for the ablation."),
     ] = RepresentationName.profile,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of cifar10/, gtsrb/, ...; without it, embedded data sets only."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Root of every random stream.")] = 0,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
-    cache: Annotated[
-        Path, typer.Option(help="What was simulated; an interrupted run goes on from here.")
-    ] = Path(".cache/meta"),
+    cache: Cache = CACHE,
 ) -> None:
     """Simulate backdoored victims and federations and meta-train the detector on them.
 
@@ -80,13 +74,13 @@ def meta_train(
     from fl_shield.simulations.episodes.curriculum import Curriculum
 
     curriculum = Curriculum(
-        domains=tuple(part.strip() for part in domains.split(",")),
+        domains=words(domains),
         n_victims=victims,
         n_digits=digits,
         n_glyphs=glyphs,
         n_rounds=rounds,
         with_files=data_dir is not None,
-        only=tuple(part.strip() for part in pools.split(",") if part.strip()),
+        only=words(pools),
         seed=seed,
         representation=representation.value,
     )

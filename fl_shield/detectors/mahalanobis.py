@@ -47,7 +47,28 @@ def shrunk_distances(points: Floats, references: Floats, shrinkage: float = SHRI
 
 
 @dataclass(kw_only=True, eq=False)
-class Mahalanobis(OnePass):
+class ShrunkGaussian(OnePass):
+    """What detectors by :func:`shrunk_distances` share: the shrinkage.
+
+    Attributes
+    ----------
+    shrinkage : float
+        Weight of the multiple of the identity in the covariance, in (0, 1]: with 0 the covariance
+        of few references has no inverse.
+    """
+
+    shrinkage: float = SHRINKAGE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.shrinkage <= 1:
+            raise ValueError(
+                f"shrinkage must be in (0, 1], got {self.shrinkage}; {SHRINKAGE} is the default"
+            )
+
+
+@dataclass(kw_only=True, eq=False)
+class Mahalanobis(ShrunkGaussian):
     """Suspects inputs far from the clean references in penultimate space.
 
     One Gaussian for all classes, because few-shot references are often fewer than classes.
@@ -73,19 +94,7 @@ class Mahalanobis(OnePass):
     True
     """
 
-    shrinkage: float = SHRINKAGE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shrinkage(self.shrinkage)
-
     def _learn(self, references: Activations) -> Rule[Activations]:
         return lambda points: shrunk_distances(
             points.penultimate, references.penultimate, self.shrinkage
         )
-
-
-def check_shrinkage(shrinkage: float) -> None:
-    """Refuse weights with which the covariance of few references has no inverse."""
-    if not 0 < shrinkage <= 1:
-        raise ValueError(f"shrinkage must be in (0, 1], got {shrinkage}; 0.5 is the default")

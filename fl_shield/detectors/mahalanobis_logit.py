@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_shield.activations import Activations
-from fl_shield.detectors.contract import OnePass, Rule, standardised
-from fl_shield.detectors.mahalanobis import SHRINKAGE, Mahalanobis, check_shrinkage
+from fl_shield.detectors.contract import Rule, standardised
+from fl_shield.detectors.mahalanobis import Mahalanobis, ShrunkGaussian
 from fl_shield.types import Floats
 
 
@@ -26,7 +26,7 @@ def largest_logit(logits: Floats) -> Floats:
 
 
 @dataclass(kw_only=True, eq=False)
-class MahalanobisLogit(OnePass):
+class MahalanobisLogit(ShrunkGaussian):
     """Sum of the shrunk Mahalanobis distance and the largest logit, each standardised.
 
     Each is standardised by its own out-of-fit scores on the references: their mean and standard
@@ -45,12 +45,6 @@ class MahalanobisLogit(OnePass):
     >>> bool(MahalanobisLogit().fit(seen).predict(far).all())
     True
     """
-
-    shrinkage: float = SHRINKAGE
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shrinkage(self.shrinkage)
 
     def _learn(self, references: Activations) -> Rule[Activations]:
         far, own_far = self._distance()._learn(references), self._own_distances(references)

@@ -63,7 +63,30 @@ def class_standardised(
 
 
 @dataclass(kw_only=True, eq=False)
-class ScaleUp(MultiPass):
+class _Scaled(MultiPass):
+    """What both variants share: factors, the passes that they cost, and the consistency."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
+    factors: tuple[float, ...] = FACTORS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.factors or min(self.factors) <= 1:
+            raise ValueError(
+                f"factors must be above 1, got {tuple(self.factors)}; the paper has {FACTORS}"
+            )
+
+    @property
+    def n_passes(self) -> int:
+        """One for the answer and one a factor."""
+        return 1 + len(self.factors)
+
+    def _consistency(self, x: NDArray[Any]) -> tuple[Floats, Ints]:
+        return scaled_consistency(self._model, x, self.factors)
+
+
+@dataclass(kw_only=True, eq=False)
+class ScaleUp(_Scaled):
     """Suspects images whose predicted class survives amplified pixels: the data-free variant.
 
     The score is the scaled prediction consistency itself; only the threshold needs clean images
@@ -87,28 +110,16 @@ class ScaleUp(MultiPass):
     True
     """
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
-    factors: tuple[float, ...] = FACTORS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_factors(self.factors)
-
-    @property
-    def n_passes(self) -> int:
-        """One for the answer and one a factor."""
-        return 1 + len(self.factors)
-
     def _learn(self, references: NDArray[Any]) -> Rule[NDArray[Any]]:
-        return lambda x: scaled_consistency(self._model, x, self.factors)[0]
+        return lambda x: self._consistency(x)[0]
 
     def _out_of_fit(self, references: NDArray[Any]) -> Floats:
         """Nothing is learned: the references' own scores are out of fit."""
-        return scaled_consistency(self._model, references, self.factors)[0]
+        return self._consistency(references)[0]
 
 
 @dataclass(kw_only=True, eq=False)
-class ScaleUpLimited(MultiPass):
+class ScaleUpLimited(_Scaled):
     """The data-limited variant of :class:`ScaleUp`: standardised within the predicted class.
 
     The published 100 clean images a class are more than few-shot use has: a class with fewer than
@@ -131,29 +142,16 @@ class ScaleUpLimited(MultiPass):
     (2,)
     """
 
-    kinds: ClassVar[tuple[Kind, ...]] = ("image",)
-    factors: tuple[float, ...] = FACTORS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_factors(self.factors)
-
-    @property
-    def n_passes(self) -> int:
-        """One for the answer and one a factor."""
-        return 1 + len(self.factors)
-
     def _learn(self, references: NDArray[Any]) -> Rule[NDArray[Any]]:
-        clean = scaled_consistency(self._model, references, self.factors)
+        clean = self._consistency(references)
 
         def rule(x: NDArray[Any]) -> Floats:
-            own = scaled_consistency(self._model, x, self.factors)
-            return class_standardised(*own, *clean, self._least)
+            return class_standardised(*self._consistency(x), *clean, self._least)
 
         return rule
 
     def _out_of_fit(self, references: NDArray[Any]) -> Floats:
-        shares, labels = scaled_consistency(self._model, references, self.factors)
+        shares, labels = self._consistency(references)
         rows = []
         for i in range(len(shares)):
             others = np.arange(len(shares)) != i
@@ -164,9 +162,3 @@ class ScaleUpLimited(MultiPass):
     @property
     def _least(self) -> float:
         return 0.5 / len(self.factors)
-
-
-def check_factors(factors: Sequence[float]) -> None:
-    """Refuse factors that do not amplify."""
-    if not factors or min(factors) <= 1:
-        raise ValueError(f"factors must be above 1, got {tuple(factors)}; the paper has {FACTORS}")

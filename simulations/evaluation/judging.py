@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fl_shield.calibration import conformal_p_values
 from fl_shield.metrics import auroc, rates, tpr_at_fpr
-from fl_shield.simulations.episodes.recording import Recording
-from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
+from fl_shield.simulations.episodes.shots import Shots
 from fl_shield.types import Flags, Floats
 
 FPR_GRID = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -20,9 +20,20 @@ FPR_GRID = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 
 BUDGETS = (0.05, 0.01)
 """False-positive budgets that thresholds are set for."""
 
+MAIN_SHOTS = 20
+"""Clean inputs of the tables."""
+
 
 class OnePass(Protocol):
-    """A detector that reads activations."""
+    """A detector that reads activations.
+
+    Attributes
+    ----------
+    reference_scores_ : (m,) float array
+        After ``fit``: out-of-fit scores of the references.
+    """
+
+    reference_scores_: Floats
 
     def fit(self, model_or_view: Any, clean: Any = None) -> Any:
         """Learn from clean references."""
@@ -30,10 +41,6 @@ class OnePass(Protocol):
 
     def score(self, points: Any) -> Floats:
         """Suspicion, (n,)."""
-        ...
-
-    def p_values(self, points: Any) -> Floats:
-        """P-values, (n,)."""
         ...
 
 
@@ -89,32 +96,31 @@ class Row:
 
 
 def judge(
-    detector: OnePass, recording: Recording, n_shots: int, *, name: str, split: str
+    detector: OnePass, shots: Shots, facts: Mapping[str, Any], *, name: str, split: str
 ) -> Row | None:
-    """Judge one victim; None where no triggered input reaches the target.
+    """Judge one backdoored victim; None where no triggered input reaches the target.
 
     Parameters
     ----------
     detector : OnePass
-    recording : Recording
-        Of a backdoored victim.
-    n_shots : int
+    shots : Shots
+    facts : mapping
+        Of the victim.
     name, split : str
         What the row calls the detector and its weights.
     """
-    shots = evaluation_shots(recording, n_shots)
     started = time.perf_counter()
     fitted = detector.fit(shots.references)
     fit_seconds = time.perf_counter() - started
     started = time.perf_counter()
     scores = np.asarray(fitted.score(shots.points))
     score_seconds = (time.perf_counter() - started) / len(shots.points)
-    p_values = np.asarray(fitted.p_values(shots.points))
+    p_values = conformal_p_values(fitted.reference_scores_, scores)
     return row_of(
         shots,
         scores,
         p_values,
-        recording.facts,
+        facts,
         name=name,
         split=split,
         seconds=(fit_seconds, score_seconds),

@@ -11,6 +11,9 @@ from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.triggers import HELD_OUT_FAMILIES
 
 Axis = Literal["trigger", "dataset", "domain", "architecture", "transfer"]
+MAIN_SPLIT = "trigger-held-out"
+"""Split of the tables that a comparison begins with."""
+
 AXES: tuple[Axis, ...] = ("trigger", "dataset", "domain", "architecture", "transfer")
 
 _FACT: Mapping[str, str] = {

@@ -1,67 +1,81 @@
-"""The comparison: weights of every split, and every peer, on the victims that each judges."""
+"""The comparison, victim by victim: every weights that judge it, and every peer."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from fl_shield.detector import MetaShield, Weights
+import torch
+
+from fl_shield.detector import Weights
 from fl_shield.detectors import DETECTORS, MULTI_PASS, ONE_PASS
-from fl_shield.meta import MetaConfig, Progress
-from fl_shield.rng import keyed
-from fl_shield.simulations.episodes.recording import Recording
-from fl_shield.simulations.episodes.shots import evaluation_shots
-from fl_shield.simulations.episodes.tasks import Task
-from fl_shield.simulations.evaluation.judging import Row, judge, row_of
-from fl_shield.simulations.evaluation.splits import Split
+from fl_shield.simulations.episodes.recording import Recording, load_recording
+from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
+from fl_shield.simulations.evaluation.answers import Profiled, answers, evaluation_profiles
+from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row, judge, row_of
+from fl_shield.simulations.evaluation.promises import FalseAlarms, false_alarms
+from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split
 from fl_shield.simulations.evaluation.tables import PEERS
-from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
+from fl_shield.types import Floats, Representation
 
 MIN_ASR = 0.9
 """Least attack success of a victim that a table counts."""
 
-MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
-"""Facts of a victim that follow from the others, or from the machine."""
-
 OURS = "metashield"
 UNADAPTED = f"{OURS}-unadapted"
 
+Reader = Callable[[Representation], Profiled]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How the weights of every split are meta-trained.
+class Contender:
+    """Weights that take part in a comparison, and what they judge.
 
     Attributes
     ----------
-    config : MetaConfig
-    seed : int
-    cache : Path
-        Folder of finished weights.
+    name : str
+        Detector of the rows.
+    split : Split
+    path : Path
+        File of the weights: contenders travel to other processes, weights are read there.
+    shots : tuple of int
+    n_inner_steps : int, optional
+        Steps of the inner loop; the meta-trained number by default, 0 for no adaptation.
     """
 
-    config: MetaConfig
-    seed: int
-    cache: Path
+    name: str
+    split: Split
+    path: Path
+    shots: tuple[int, ...]
+    n_inner_steps: int | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether these weights are shown apart: scores, and false alarms of all victims."""
+        return (self.name, self.split.name) == (OURS, MAIN_SPLIT)
 
 
-ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "no-inner-steps": {"n_inner_steps": 0},
-    "one-inner-step": {"n_inner_steps": 1},
-    "first-order": {"second_order": False},
-    "unconditioned": {"conditioned": False},
-    "no-dropout": {"dropout": 0.0},
-    "hidden-16": {"n_hidden": 16},
-    "hidden-64": {"n_hidden": 64},
-}
-"""Settings of meta-training that differ from the ones that are shipped, one at a time."""
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was found of one victim.
 
-FEWER_VICTIMS = (0.25, 0.5)
-"""Shares of the training victims that ablations learn from."""
+    Attributes
+    ----------
+    rows : list of Row
+    alarms : list of FalseAlarms
+        Of the main weights, also where the victim has no row.
+    standard : mapping of int to (n,) float array
+        Standardised log-odds that the main weights give to clean (0) and to obeyed triggered (1)
+        inputs; empty where they have no row.
+    """
+
+    rows: list[Row]
+    alarms: list[FalseAlarms]
+    standard: dict[int, Floats]
 
 
 def counts(recording: Recording) -> bool:
@@ -71,120 +85,103 @@ def counts(recording: Recording) -> bool:
     return bool(facts["evaluation"] and works)
 
 
-def can_learn(split: Split, tasks: Sequence[Task]) -> bool:
-    """Whether a split leaves enough: a task to learn from and one that calibrates."""
-    return sum(split.trains_on(task.facts) for task in tasks) >= 2
+def both_ways(split: Split, path: Path, shots: tuple[int, ...]) -> list[Contender]:
+    """Make contenders of the weights of a split, adapted and unadapted."""
+    steps = {OURS: None, UNADAPTED: 0}
+    return [
+        Contender(name=name, split=split, path=path, shots=shots, n_inner_steps=n)
+        for name, n in steps.items()
+    ]
 
 
-def weights_for(
-    split: Split,
-    tasks: Sequence[Task],
-    training: Training,
-    report: Callable[[Progress], None] = lambda progress: None,
-) -> Weights:
-    """Meta-train without what a split leaves out, or load what an earlier run made so."""
-    learned = [task for task in tasks if split.trains_on(task.facts)]
-    path = training.cache / f"{_key(learned, training)}.safetensors"
-    if path.exists():
-        return Weights.load(path)
-    parts = Parts.of(learned)
-    card = {"split": split.name, "seed": str(training.seed)}
-    episodes = episodes_of(parts.training)
-    for progress, weights in fit_weights(episodes, [], training.config, training.seed, card):
-        report(progress)
-        kept = weights
-    kept = calibrated(kept, parts.held_out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".part{os.getpid()}")
-    kept.save(partial)
-    partial.replace(path)
-    return kept
+def judge_all(
+    files: Sequence[Path],
+    contenders: Sequence[Contender],
+    shots: Sequence[int],
+    n_workers: int = 1,
+) -> Iterator[Findings]:
+    """Judge recorded victims, in order; they are independent, so processes share them.
 
-
-def _key(tasks: Sequence[Task], training: Training) -> str:
-    """Hash of everything that weights follow from."""
-    kept = [{k: v for k, v in task.facts.items() if k not in MEASURED} for task in tasks]
-    facts = [json.dumps(each, sort_keys=True, default=str) for each in kept]
-    sizes = [len(task.episodes) for task in tasks]
-    described = json.dumps([facts, sizes, asdict(training.config), training.seed])
-    return hashlib.sha256(described.encode()).hexdigest()[:20]
-
-
-def ours(weights: Weights, **settings: Any) -> MetaShield:
-    """Build the detector as it is judged: thresholds from the meta-training tasks."""
-    return MetaShield(weights, guarantee="tasks", **settings)
-
-
-def judge_split(
-    weights: Weights, split: Split, recordings: Sequence[Recording], shots: Sequence[int]
-) -> Iterator[Row]:
-    """Judge every victim of a split, adapted and unadapted."""
-    variants = {OURS: ours(weights), UNADAPTED: ours(weights, n_inner_steps=0)}
-    for recording in recordings:
-        if not (counts(recording) and split.judges(recording.facts)):
-            continue
-        for n_shots in shots:
-            for name, detector in variants.items():
-                row = judge(detector, recording, n_shots, name=name, split=split.name)
-                if row is not None:
-                    yield row
-
-
-def judge_ablations(
-    split: Split,
-    tasks: Sequence[Task],
-    training: Training,
-    recordings: Sequence[Recording],
-    n_shots: int,
-) -> Iterator[Row]:
-    """Train with one thing changed at a time, and judge the victims of a split."""
-    for name, trained, on in _ablated(tasks, training):
-        if not can_learn(split, on):
-            continue
-        detector = ours(weights_for(split, on, trained))
-        for recording in recordings:
-            if counts(recording) and split.judges(recording.facts):
-                called = f"{OURS}/{name}"
-                row = judge(detector, recording, n_shots, name=called, split=split.name)
-                if row is not None:
-                    yield row
-
-
-def _ablated(
-    tasks: Sequence[Task], training: Training
-) -> Iterator[tuple[str, Training, Sequence[Task]]]:
-    for name, changes in ABLATIONS.items():
-        yield name, replace(training, config=replace(training.config, **changes)), tasks
-    for share in FEWER_VICTIMS:
-        yield f"victims-{share:.0%}", training, _share_of(tasks, share, training.seed)
-    for domain in sorted({str(task.facts["domain"]) for task in tasks}):
-        rest = [task for task in tasks if task.facts["domain"] != domain]
-        yield f"without-{domain}", training, rest
-
-
-def _share_of(tasks: Sequence[Task], share: float, seed: int) -> list[Task]:
-    """Draw a share of the tasks; a larger one holds a smaller one.
-
-    Every so many in a row would miss families, which take turns.
+    Parameters
+    ----------
+    files : sequence of Path
+        Recordings.
+    contenders : sequence of Contender
+    shots : sequence of int
+        Numbers of clean inputs that peers are given.
+    n_workers : int
     """
-    drawn = keyed(seed, 83).permutation(len(tasks))[: round(share * len(tasks))]
-    return [tasks[i] for i in sorted(drawn)]
-
-
-def judge_peers(recording: Recording, shots: Sequence[int]) -> Iterator[Row]:
-    """Judge one victim by every peer; those of several passes have their scores on record."""
-    if not counts(recording):
+    each = partial(_judge_file, contenders=tuple(contenders), shots=tuple(shots))
+    if n_workers <= 1:
+        yield from map(each, files)
         return
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(n_workers, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(each, files)
+
+
+def _judge_file(path: Path, contenders: Sequence[Contender], shots: Sequence[int]) -> Findings:
+    return judge_victim(load_recording(path), contenders, shots)
+
+
+def judge_victim(
+    recording: Recording, contenders: Sequence[Contender], shots: Sequence[int]
+) -> Findings:
+    """Judge one victim by all weights that judge it, and by every peer.
+
+    Its profiles do not depend on weights: they are worked out once for each number of shots.
+    """
+    found = Findings(rows=[], alarms=[], standard={})
     for n_shots in shots:
-        for name in ONE_PASS:
-            row = judge(DETECTORS[name](), recording, n_shots, name=name, split=PEERS)
+        drawn = evaluation_shots(recording, n_shots)
+        profiled: Reader = cache(partial(evaluation_profiles, drawn))
+        for contender in contenders:
+            if n_shots in contender.shots:
+                _judge_by(contender, drawn, profiled, recording, found)
+        if counts(recording):
+            found.rows.extend(judge_peers(recording, drawn))
+    return found
+
+
+def _judge_by(
+    contender: Contender, shots: Shots, profiled: Reader, recording: Recording, found: Findings
+) -> None:
+    """Add what one contender says of one victim's shots."""
+    facts = recording.facts
+    has_row = counts(recording) and contender.split.judges(facts)
+    has_alarms = contender.is_main and facts["evaluation"]
+    if not (has_row or has_alarms):
+        return
+    weights = _read(contender.path)
+    told = answers(weights, profiled(weights.config.representation), contender.n_inner_steps)
+    if has_alarms:
+        found.alarms.append(false_alarms(shots, told.p_values, facts))
+    if not has_row:
+        return
+    if contender.is_main and len(shots.references) == MAIN_SHOTS:
+        found.standard.update({c: told.standard[shots.labels == c] for c in (0, 1)})
+    names = {"name": contender.name, "split": contender.split.name}
+    row = row_of(shots, told.scores, told.p_values, facts, **names, seconds=told.seconds)
+    if row is not None:
+        found.rows.append(row)
+
+
+@cache
+def _read(path: Path) -> Weights:
+    return Weights.load(path)
+
+
+def judge_peers(recording: Recording, shots: Shots) -> Iterator[Row]:
+    """Judge one victim by every peer; those of several passes have their scores on record."""
+    facts = recording.facts
+    for name in ONE_PASS:
+        row = judge(DETECTORS[name](), shots, facts, name=name, split=PEERS)
+        if row is not None:
+            yield row
+    for name in MULTI_PASS:
+        key = f"{name}@{len(shots.references)}"
+        if key in recording.peer_scores:
+            scores, p_values = recording.peer_scores[key]
+            row = row_of(shots, scores, p_values, facts, name=name, split=PEERS)
             if row is not None:
                 yield row
-        drawn = evaluation_shots(recording, n_shots)
-        for name in MULTI_PASS:
-            key = f"{name}@{n_shots}"
-            if key in recording.peer_scores:
-                scores, p_values = recording.peer_scores[key]
-                row = row_of(drawn, scores, p_values, recording.facts, name=name, split=PEERS)
-                if row is not None:
-                    yield row

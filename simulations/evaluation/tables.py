@@ -75,18 +75,42 @@ def _mean(values: Floats, none: float | None = None) -> Any:
 def by_detector(rows: Sequence[Row], split: str, n_shots: int) -> dict[str, dict[str, Any]]:
     """Summary of every detector on the victims of one split, best AUC first.
 
-    Peers are judged on the same victims as the weights of the split.
+    Peers are judged on the same victims as the weights of the split. Beside ``auc``, which is of
+    all cells, ``auc_without_easy`` is of the ``n_without_easy`` victims outside the easy ones; None
+    where there are none.
     """
     at = [row for row in rows if row.n_shots == n_shots]
     ours = [row for row in at if row.split == split]
     victims = {victim_of(row) for row in ours}
     peers = [row for row in at if row.split == PEERS and victim_of(row) in victims]
-    found = {name: summary(group) for name, group in grouped([*ours, *peers], _detector).items()}
+    easy = easy_cells([*ours, *peers])
+    found = {}
+    for name, group in grouped([*ours, *peers], _detector).items():
+        rest = [row for row in group if cell_of(row) not in easy]
+        hard = {"n_without_easy": len(rest), "auc_without_easy": _auc(rest) if rest else None}
+        found[name] = summary(group) | hard
     return dict(sorted(found.items(), key=lambda item: -item[1]["auc"]))
 
 
 def _detector(row: Row) -> str:
     return row.detector
+
+
+def cell_of(row: Row) -> tuple[str, str]:
+    """Data set and trigger family."""
+    return row.pool, row.family
+
+
+def easy_cells(rows: Iterable[Row]) -> set[tuple[str, str]]:
+    """Cells whose mean AUC of confidence alone is above :data:`EASY`.
+
+    Parameters
+    ----------
+    rows : iterable of Row
+        Of the victims of one split at one number of shots.
+    """
+    alone = grouped((row for row in rows if row.detector == "confidence"), cell_of)
+    return {cell for cell, group in alone.items() if _auc(group) > EASY}
 
 
 def paired(rows: Sequence[Row], split: str, n_shots: int, ours: str) -> dict[str, dict[str, Any]]:
@@ -122,7 +146,7 @@ def cells(
     """One line for each data set and trigger: ours, the best one-pass peer, confidence alone."""
     at = [row for row in rows if row.n_shots == n_shots and row.split in (split, PEERS)]
     found = []
-    for (pool, family), group in grouped(at, lambda row: (row.pool, row.family)).items():
+    for (pool, family), group in grouped(at, cell_of).items():
         own = [row for row in group if row.detector == ours]
         if not own:
             continue
@@ -139,7 +163,7 @@ def cells(
                 "best_peer": best,
                 "best_peer_auc": aucs[best] if best else None,
                 "confidence": aucs.get("confidence"),
-                "easy": aucs.get("confidence", 0.0) > EASY,
+                "easy": (pool, family) in easy_cells(shared),
             }
         )
     return found

@@ -23,7 +23,7 @@ from fl_shield.detectors import (
 from fl_shield.detectors.badacts import share_outside
 from fl_shield.detectors.beatrix import FLOOR, Bands, gram_features
 from fl_shield.detectors.confidence import confidence_log_odds
-from fl_shield.detectors.contract import MAX_REFITS
+from fl_shield.detectors.contract import MAX_REFITS, OnePass
 from fl_shield.detectors.knn import nearest_distances
 from fl_shield.detectors.mahalanobis import shrunk_distances
 from fl_shield.detectors.tedpp import Bank, axis_outlier_scores, nearest_ranks, tube_radii
@@ -301,6 +301,28 @@ def test_beatrix_by_loops(orders: tuple[int, ...]) -> None:
         slow.append(np.mean(layers))
     assert max(slow) > 0
     np.testing.assert_allclose(detector.score(points), slow, rtol=1e-9)
+
+
+@pytest.mark.parametrize("m", [5, 8, 20, 21, 55])
+def test_beatrix_beside_the_others_by_refits(m: int) -> None:
+    clean = _seen(m, 7, n_classes=3)
+    rows = {name: rows.round(1) for name, rows in clean.layers.items()}  # with ties
+    clean = Activations(layers=rows, logits=clean.logits)
+    detector = Beatrix(n_deviations=2).fit(clean)
+    slow = OnePass._out_of_fit(detector, clean)
+    assert slow.max() > 0
+    np.testing.assert_array_equal(detector.reference_scores_, slow)
+
+
+@pytest.mark.parametrize("m", [4, 5, 8, 9])
+def test_bands_without_each_by_loops(m: int) -> None:
+    grams = np.random.default_rng(m).integers(0, 4, (m, 2, 30)).astype(float)  # with ties
+    rows = np.array([m - 1, 0, 2])
+    fast = Bands.without_each(grams, rows, 3)
+    for i, row in enumerate(rows):
+        slow = Bands.of(np.delete(grams, row, axis=0), 3)
+        np.testing.assert_array_equal(fast.low[i], slow.low)
+        np.testing.assert_array_equal(fast.high[i], slow.high)
 
 
 def test_wide_layers_give_evenly_spaced_units() -> None:

@@ -19,8 +19,9 @@ from fl_shield.detectors import ONE_PASS
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.clean_models import RECIPES, Recipe, Workplace
 from fl_shield.simulations.episodes.population import POOLS
-from fl_shield.simulations.evaluation.campaign import Evaluation, Results, transfer, write
 from fl_shield.simulations.evaluation.judging import Row
+from fl_shield.simulations.evaluation.results import Results, transfer, write
+from fl_shield.simulations.evaluation.settings import Evaluation
 
 TINY = Recipe(n_train=1000, n_steps=250, n_warm_steps=50, lr=5e-3, warm_lr=2e-3)
 KEPT = ("cartpole", "mountaincar")
@@ -44,6 +45,8 @@ def folder(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.exit_code == 0, result.output
     assert "trigger-held-out: 2 victims, 20 clean inputs" in result.stdout
     assert "metashield" in result.stdout
+    assert "easy cells (AUC of confidence alone)" in result.stdout
+    assert "false-positive rates that were promised and realised" in result.stdout
     return folder
 
 
@@ -72,6 +75,14 @@ def test_tables_are_written(folder: Path) -> None:
     assert "strip" in found["tables"]["trigger-held-out"]  # recorded while the victims lived
     assert {row["family"] for row in found["cells"]["trigger-held-out"]} == {"state_pair"}
     assert set(found["shots"]["trigger-held-out"]) == {"5", "20"}
+    for split, found_cells in found["cells"].items():
+        assert found["easy_cells"][split] == [c for c in found_cells if c["easy"]]
+    lines = found["calibration"]
+    assert {(x["n_shots"], x["budget"]) for x in lines} == {
+        (n, budget) for n in (5, 20) for budget in (0.05, 0.01)
+    }
+    kept = {x["victims"]: x["n_victims"] for x in lines}
+    assert kept == {"held-out triggers": 2, "all": 4}
     assert found["transfer"] == {}
     assert found["settings"]["pools"] == list(KEPT)
     assert {row["n_victims"] for row in found["victims"]} == {1}
@@ -102,7 +113,7 @@ def test_a_second_run_goes_on_from_the_cache(folder: Path, monkeypatch: pytest.M
     told = _read(folder)
     assert {path.suffix for path in before} == {".npz", ".safetensors"}
     monkeypatch.setattr("fl_shield.simulations.episodes.recordings.simulate_victims", refuse)
-    monkeypatch.setattr("fl_shield.simulations.evaluation.study.fit_weights", refuse)
+    monkeypatch.setattr("fl_shield.simulations.evaluation.learning.fit_weights", refuse)
     result = _run(folder, "again", shots="20")
     assert result.exit_code == 0, result.output
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.*")}
@@ -188,9 +199,10 @@ def test_transfer_by_the_domain_that_was_learned_from(small: None, tmp_path: Pat
     rows += [_row("transfer-rl", "rl", 0.0, n_shots=5), _row("trigger-held-out", "cv", 0.1)]
     assert transfer(rows) == {"cv": {"cv": 0.9, "rl": pytest.approx(0.6)}, "rl": {"rl": 1.0}}
     assert transfer([]) == {}
-    results = Results(rows=rows, tables={}, victims=[], scores=([], []))  # type: ignore[arg-type]
+    bare: dict[str, Any] = {"tables": {}, "victims": [], "scores": ([], []), "alarms": []}
+    results = Results(rows=rows, **bare)
     files = write(_evaluation(tmp_path), results, tmp_path / "out")
     assert [path.name for path in files] == ["results.json", "rows.csv", "transfer.png"]
     assert json.loads(files[0].read_text())["transfer"]["rl"] == {"rl": 1.0}
-    nothing = Results(rows=[], tables={}, victims=[], scores=([], []))  # type: ignore[arg-type]
+    nothing = Results(rows=[], **bare)
     assert len(write(_evaluation(tmp_path), nothing, tmp_path / "bare")) == 2

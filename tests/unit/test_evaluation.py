@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fl_shield.activations import Activations
+from fl_shield.detector import MetaShield, blank_weights
+from fl_shield.detectors import DETECTORS, ONE_PASS
 from fl_shield.errors import ScenarioError
+from fl_shield.meta import MetaConfig
 from fl_shield.metrics import auroc
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
+from fl_shield.simulations.evaluation.answers import answers, evaluation_profiles
 from fl_shield.simulations.evaluation.judging import FPR_GRID, judge, row_of
 from fl_shield.simulations.evaluation.splits import AXES, Split, all_splits
-from fl_shield.types import Floats
+from fl_shield.types import Floats, Representation
 
 FACTS = {
     "pool": "digits",
@@ -146,23 +151,55 @@ class _FirstCoordinate:
 
     def fit(self, model_or_view: Activations, clean: Any = None) -> _FirstCoordinate:
         self.n = len(model_or_view)
+        self.reference_scores_ = np.full(self.n, -99.0)
         return self
 
     def score(self, points: Activations) -> Floats:
         return points.penultimate[:, 0]
 
-    def p_values(self, points: Activations) -> Floats:
-        return np.full(len(points), 1 / (1 + self.n))
-
 
 def test_judging_gives_the_detector_its_references_and_points() -> None:
     recording = _recording()
-    row = judge(_FirstCoordinate(), recording, 20, name="first", split="s")
-    assert row is not None
     shots = evaluation_shots(recording, 20)
+    row = judge(_FirstCoordinate(), shots, recording.facts, name="first", split="s")
+    assert row is not None
     kept = shots.labels < 2
     expected = auroc(shots.labels[kept], shots.points.penultimate[kept, 0])
     assert row.auc == pytest.approx(expected)
     assert (row.tpr_5, row.fpr_5, row.tpr_1) == (1.0, 1.0, 0.0)  # p = 1 / 21
     assert row.fit_seconds >= 0
     assert row.n_shots == 20
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_peers_have_the_p_values_of_their_own(name: str) -> None:
+    recording = _recording()
+    shots = evaluation_shots(recording, 20)
+    row = judge(DETECTORS[name](), shots, recording.facts, name=name, split="s")
+    fitted = DETECTORS[name]().fit(shots.references)
+    scores, p_values = fitted.score(shots.points), fitted.p_values(shots.points)
+    slow = row_of(shots, scores, p_values, recording.facts, name=name, split="s")
+    assert row is not None
+    assert slow is not None
+    assert replace(row, fit_seconds=0.0, score_seconds=0.0) == replace(
+        slow, fit_seconds=0.0, score_seconds=0.0
+    )
+
+
+@pytest.mark.parametrize("representation", ["profile", "pca"])
+@pytest.mark.parametrize("n_inner_steps", [None, 0])
+def test_shared_profiles_give_the_numbers_of_the_detector(
+    representation: Representation, n_inner_steps: int | None
+) -> None:
+    config = MetaConfig(n_hidden=4, n_inner_steps=2, representation=representation)
+    shots = evaluation_shots(_recording(), 20)
+    profiled = evaluation_profiles(shots, representation)
+    for seed in range(2):  # other weights, the same profiles
+        weights = blank_weights(seed, config)
+        told = answers(weights, profiled, n_inner_steps)
+        shield = MetaShield(weights, guarantee="tasks", n_inner_steps=n_inner_steps)
+        shield.fit(shots.references)
+        np.testing.assert_array_equal(told.scores, shield.score(shots.points))
+        np.testing.assert_array_equal(told.p_values, shield.p_values(shots.points))
+        assert told.seconds[0] >= profiled.fit_seconds > 0
+        assert told.seconds[1] >= profiled.score_seconds / len(shots.points) > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,23 +15,32 @@ from fl_shield.activations import Activations
 from fl_shield.detector import Weights, blank_weights
 from fl_shield.detectors import ONE_PASS
 from fl_shield.meta import Episode, MetaConfig, Progress
-from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.simulations.episodes.recording import Recording, save_recording
+from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
 from fl_shield.simulations.episodes.tasks import FEDERATED, Task, victim_tasks
-from fl_shield.simulations.evaluation import study
+from fl_shield.simulations.evaluation import learning, study
+from fl_shield.simulations.evaluation.answers import Profiled, evaluation_profiles
+from fl_shield.simulations.evaluation.campaign import one_thread
+from fl_shield.simulations.evaluation.learning import (
+    ABLATIONS,
+    Training,
+    ablations,
+    can_learn,
+    weights_file,
+)
 from fl_shield.simulations.evaluation.splits import Split
 from fl_shield.simulations.evaluation.study import (
-    ABLATIONS,
     OURS,
     UNADAPTED,
-    Training,
-    can_learn,
+    Contender,
+    both_ways,
     counts,
-    judge_ablations,
+    judge_all,
     judge_peers,
-    judge_split,
-    weights_for,
+    judge_victim,
 )
 from fl_shield.simulations.evaluation.tables import PEERS
+from fl_shield.types import Representation
 
 CONFIG = MetaConfig(n_hidden=4, n_inner_steps=1, n_epochs=1, n_support=6, n_query=8)
 TRIGGERS = Split(axis="trigger", left_out="held-out")
@@ -86,8 +94,8 @@ class _Learned:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.runs: list[list[str]] = []
         self.configs: list[MetaConfig] = []
-        monkeypatch.setattr(study, "fit_weights", self._fit)
-        monkeypatch.setattr(study, "calibrated", self._calibrate)
+        monkeypatch.setattr(learning, "fit_weights", self._fit)
+        monkeypatch.setattr(learning, "calibrated", self._calibrate)
 
     def _fit(
         self,
@@ -137,7 +145,7 @@ def _training(cache: Path, seed: int = 0, **config: Any) -> Training:
 def test_weights_never_learn_from_what_a_split_leaves_out(
     split: Split, expected: dict[str, int], tasks: list[Task], tmp_path: Path, learned: _Learned
 ) -> None:
-    weights = weights_for(split, tasks, _training(tmp_path))
+    weights = Weights.load(weights_file(split, tasks, _training(tmp_path)))
     (domains,) = learned.runs
     told = {d: sum(x.startswith(d) for x in domains) for d in expected}
     assert told == expected
@@ -151,22 +159,23 @@ def test_weights_are_cached_by_what_they_learned_from(
 ) -> None:
     training = _training(tmp_path)
     reports: list[Progress] = []
-    first = weights_for(TRIGGERS, tasks, training, reports.append)
+    first = weights_file(TRIGGERS, tasks, training, reports.append)
     assert [p.epoch for p in reports] == [0, 1]
-    again = weights_for(TRIGGERS, tasks, training, reports.append)
+    again = weights_file(TRIGGERS, tasks, training, reports.append)
     assert len(learned.runs) == 1
     assert len(reports) == 2
-    assert torch.equal(first.params["w1"], again.params["w1"])
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert first == again
+    assert list(tmp_path.iterdir()) == [first]
+    assert first.suffix == ".safetensors"
     # another name for the same victims: nothing to learn anew
-    weights_for(Split(axis="dataset", left_out="cifar10"), tasks, training)
+    weights_file(Split(axis="dataset", left_out="cifar10"), tasks, training)
     assert len(learned.runs) == 1
-    weights_for(Split(axis="dataset", left_out="digits"), tasks, training)
-    weights_for(TRIGGERS, tasks[:-1], training)
-    weights_for(TRIGGERS, tasks, _training(tmp_path, seed=1))
-    weights_for(TRIGGERS, tasks, _training(tmp_path, n_epochs=2))
+    weights_file(Split(axis="dataset", left_out="digits"), tasks, training)
+    weights_file(TRIGGERS, tasks[:-1], training)
+    weights_file(TRIGGERS, tasks, _training(tmp_path, seed=1))
+    weights_file(TRIGGERS, tasks, _training(tmp_path, n_epochs=2))
     more = [replace(t, episodes=t.episodes * 2) for t in tasks]
-    weights_for(TRIGGERS, more, training)
+    weights_file(TRIGGERS, more, training)
     assert len(learned.runs) == len(list(tmp_path.iterdir())) == 6
 
 
@@ -180,8 +189,8 @@ def test_interrupted_training_leaves_no_weights(
     with monkeypatch.context() as patch:
         patch.setattr(Weights, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            weights_for(TRIGGERS, tasks, _training(tmp_path))
-    weights_for(TRIGGERS, tasks, _training(tmp_path))
+            weights_file(TRIGGERS, tasks, _training(tmp_path))
+    weights_file(TRIGGERS, tasks, _training(tmp_path))
     assert len(learned.runs) == 2
 
 
@@ -216,53 +225,107 @@ def _judged() -> list[Recording]:
     ]
 
 
-def test_a_split_judges_its_own_victims_adapted_and_not() -> None:
-    weights = blank_weights(config=CONFIG)
-    rows = list(judge_split(weights, TRIGGERS, _judged(), (5, 20)))
-    assert [(r.detector, r.n_shots, r.seed) for r in rows] == [
+@pytest.fixture
+def main(tmp_path: Path) -> list[Contender]:
+    """Weights of the held-out triggers, adapted and not."""
+    path = tmp_path / "blank.safetensors"
+    blank_weights(config=CONFIG).save(path)
+    return both_ways(TRIGGERS, path, (5, 20))
+
+
+def test_weights_judge_the_victims_of_their_split_adapted_and_not(main: list[Contender]) -> None:
+    found = [judge_victim(recording, main, (5, 20)) for recording in _judged()]
+    ours = [[r for r in each.rows if r.split != PEERS] for each in found]
+    assert [(r.detector, r.n_shots, r.seed) for r in ours[0]] == [
         (name, n, 1) for n in (5, 20) for name in (OURS, UNADAPTED)
     ]
-    assert {r.split for r in rows} == {"trigger-held-out"}
-    assert rows[2].auc != rows[3].auc
-    assert all(0 <= r.auc <= 1 for r in rows)
+    assert ours[1:] == [[], [], []]
+    assert {r.split for r in ours[0]} == {"trigger-held-out"}
+    assert ours[0][2].auc != ours[0][3].auc
+    assert all(0 <= r.auc <= 1 for r in ours[0])
+    assert [len(each.rows) > 0 for each in found] == [True, False, True, False]  # peers too
+
+
+def test_clean_inputs_of_every_victim_kept_for_evaluation_are_counted(
+    main: list[Contender],
+) -> None:
+    found = [judge_victim(recording, main, (5, 20)).alarms for recording in _judged()]
+    assert [len(each) for each in found] == [2, 2, 2, 0]
+    assert [(a.n_shots, a.n_clean, a.held_out) for a in found[1]] == [(5, 10, True), (20, 10, True)]
+    assert not found[2][0].held_out
+    assert [judge_victim(r, main[1:], (20,)).alarms for r in _judged()] == [[]] * 4
+
+
+def test_scores_of_the_main_weights_are_kept_at_the_shots_of_the_tables(
+    main: list[Contender],
+) -> None:
+    standard = judge_victim(_judged()[0], main, (5, 20)).standard
+    assert {label: len(scores) for label, scores in standard.items()} == {0: 10, 1: 6}
+    assert judge_victim(_judged()[0], main, (5,)).standard == {}
+    assert judge_victim(_judged()[1], main, (20,)).standard == {}
+
+
+def test_profiles_are_worked_out_once_for_all_weights(
+    main: list[Contender], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "pca.safetensors"
+    blank_weights(1, replace(CONFIG, representation="pca")).save(path)
+    other = Contender(name="pca", split=TRIGGERS, path=path, shots=(20,))
+    asked: list[tuple[int, str]] = []
+
+    def noted(shots: Shots, representation: Representation) -> Profiled:
+        asked.append((len(shots.references), representation))
+        return evaluation_profiles(shots, representation)
+
+    monkeypatch.setattr(study, "evaluation_profiles", noted)
+    rows = judge_victim(_judged()[0], [*main, other, *main], (5, 20)).rows
+    assert asked == [(5, "profile"), (20, "profile"), (20, "pca")]
+    assert [r.n_shots for r in rows if r.detector == "pca"] == [20]
+
+
+def test_processes_find_what_one_finds(main: list[Contender], tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.npz" for i in range(2)]
+    for path, recording in zip(files, _judged()[:2], strict=True):
+        save_recording(path, recording)
+    serial, parallel = (list(judge_all(files, main, (20,), n)) for n in (1, 2))
+    assert len(serial) == len(parallel) == 2
+    for one, other in zip(serial, parallel, strict=True):
+        assert one.alarms == other.alarms
+        assert [(r.detector, r.auc, r.roc, r.tpr_1) for r in one.rows] == [
+            (r.detector, r.auc, r.roc, r.tpr_1) for r in other.rows
+        ]
 
 
 def test_peers_are_judged_and_those_of_several_passes_have_their_scores_on_record() -> None:
     recording = _judged()[0]
-    rows = list(judge_peers(recording, (10, 20)))
+    rows = [r for n in (10, 20) for r in judge_peers(recording, evaluation_shots(recording, n))]
     assert [r.detector for r in rows if r.n_shots == 10] == list(ONE_PASS)
     assert [r.detector for r in rows if r.n_shots == 20] == [*ONE_PASS, "strip"]
     strip = rows[-1]
     assert (strip.auc, strip.split) == (1.0, PEERS)  # scores rise: clean ones come first
     assert strip.fit_seconds != strip.fit_seconds
-    for other in _judged()[1:2] + _judged()[3:]:
-        assert list(judge_peers(other, (20,))) == []
 
 
-def test_ablations_change_one_thing_at_a_time(
-    tasks: list[Task], tmp_path: Path, learned: _Learned
-) -> None:
+def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path) -> None:
     training = _training(tmp_path, conditioned=True)
-    rows = list(judge_ablations(TRIGGERS, tasks, training, _judged(), 20))
+    found = {name: (how, on) for name, how, on in ablations(tasks, training)}
     shares = ["victims-25%", "victims-50%"]
     without = [f"without-{domain}" for domain in ("cv", "fl", "nlp", "rl")]
-    assert [r.detector for r in rows] == [f"{OURS}/{n}" for n in (*ABLATIONS, *shares, *without)]
-    for config, changes in zip(learned.configs, ABLATIONS.values(), strict=False):
-        assert config == replace(training.config, **changes)
-    assert [len(run) for run in learned.runs[: len(ABLATIONS)]] == [15] * len(ABLATIONS)
-    quarter, half = learned.runs[len(ABLATIONS) : -4]
-    assert len(quarter) <= 5  # of 19, of which 4 are kept for evaluation
-    assert 6 <= len(half) <= 10
-    assert not Counter(quarter) - Counter(half)  # the larger share holds the smaller one
-    names = ("cv-", "fl-", "nlp-", "rl-")
-    for run, prefix in zip(learned.runs[-4:], names, strict=True):
-        assert not any(domain.startswith(prefix) for domain in run)
+    assert list(found) == [*ABLATIONS, *shares, *without]
+    for name, changes in ABLATIONS.items():
+        assert found[name] == (replace(training, config=replace(training.config, **changes)), tasks)
+    quarter, half = ([id(t) for t in found[name][1]] for name in shares)
+    assert (len(quarter), len(half)) == (5, 10)  # of 19
+    assert set(quarter) < set(half)  # the larger share holds the smaller one
+    for name in without:
+        domain = name.removeprefix("without-")
+        assert {str(t.facts["domain"]) for t in found[name][1]} == {"cv", "fl", "nlp", "rl"} - {
+            domain
+        }
 
 
-def test_ablations_that_leave_nothing_are_left_out(
-    tasks: list[Task], tmp_path: Path, learned: _Learned
-) -> None:
-    own = [task for task in tasks if task.facts["domain"] == "cv"]
-    rows = list(judge_ablations(TRIGGERS, own, _training(tmp_path), _judged(), 20))
-    assert f"{OURS}/without-cv" not in {r.detector for r in rows}
-    assert f"{OURS}/no-dropout" in {r.detector for r in rows}
+def test_one_thread_and_then_as_many_as_before() -> None:
+    before = torch.get_num_threads()
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

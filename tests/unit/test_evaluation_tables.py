@@ -21,6 +21,7 @@ from fl_shield.simulations.evaluation.tables import (
     by_detector,
     by_shots,
     cells,
+    easy_cells,
     grouped,
     paired,
     shots_needed,
@@ -85,6 +86,23 @@ def test_peers_are_judged_on_the_victims_of_the_split() -> None:
     }
     assert list(table) == ["knn", "ours", "gmm"]
     assert by_detector(rows, "nowhere", 20) == {}
+
+
+def test_easy_cells_are_left_out_of_the_second_mean() -> None:
+    rows = [_row("ours", 0.9, 0), _row("ours", 1.0, 1, family="warp"), _row("knn", 0.6, 0)]
+    rows += [_row("confidence", 0.8, 0), _row("confidence", 0.7, 2, family="warp")]
+    rows += [_row("confidence", 0.9, 1, family="warp"), _row("gmm", 0.5, 1, family="warp")]
+    table = by_detector(rows, "s", 20)
+    told = {n: (t["auc"], t["n_without_easy"], t["auc_without_easy"]) for n, t in table.items()}
+    assert told["ours"] == (pytest.approx(0.95), 1, 0.9)  # 0.8 is not above 0.8
+    assert told["confidence"] == (pytest.approx(0.85), 1, 0.8)
+    assert told["knn"] == (0.6, 1, 0.6)
+    assert told["gmm"] == (0.5, 0, None)
+    shared = [row for row in rows if row.seed < 2]
+    assert easy_cells(shared) == {("digits", "warp")}
+    assert easy_cells(rows) == set()  # of all victims together 0.8
+    marks = {c["family"]: c["easy"] for c in cells(rows, "s", 20, "ours", ("knn",))}
+    assert marks == {"circle": False, "warp": True}
 
 
 def test_pairs_by_victim() -> None:

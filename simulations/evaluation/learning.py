@@ -1,0 +1,113 @@
+"""What the weights of a comparison learn from, with one thing changed for each ablation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_shield.meta import MetaConfig, Progress
+from fl_shield.rng import keyed
+from fl_shield.simulations.episodes.tasks import Task
+from fl_shield.simulations.evaluation.splits import Split
+from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
+
+MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
+"""Facts of a victim that follow from the others, or from the machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the weights of every split are meta-trained.
+
+    Attributes
+    ----------
+    config : MetaConfig
+    seed : int
+    cache : Path
+        Folder of finished weights.
+    """
+
+    config: MetaConfig
+    seed: int
+    cache: Path
+
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no-inner-steps": {"n_inner_steps": 0},
+    "one-inner-step": {"n_inner_steps": 1},
+    "first-order": {"second_order": False},
+    "unconditioned": {"conditioned": False},
+    "no-dropout": {"dropout": 0.0},
+    "hidden-16": {"n_hidden": 16},
+    "hidden-64": {"n_hidden": 64},
+}
+"""Settings of meta-training that differ from the ones that are shipped, one at a time."""
+
+FEWER_VICTIMS = (0.25, 0.5)
+"""Shares of the training victims that ablations learn from."""
+
+
+def can_learn(split: Split, tasks: Sequence[Task]) -> bool:
+    """Whether a split leaves enough: a task to learn from and one that calibrates."""
+    return sum(split.trains_on(task.facts) for task in tasks) >= 2
+
+
+def weights_file(
+    split: Split,
+    tasks: Sequence[Task],
+    training: Training,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Path:
+    """Meta-train without what a split leaves out, unless an earlier run did: where weights are."""
+    learned = [task for task in tasks if split.trains_on(task.facts)]
+    path = training.cache / f"{_key(learned, training)}.safetensors"
+    if path.exists():
+        return path
+    parts = Parts.of(learned)
+    card = {"split": split.name, "seed": str(training.seed)}
+    episodes = episodes_of(parts.training)
+    for progress, weights in fit_weights(episodes, [], training.config, training.seed, card):
+        report(progress)
+        kept = weights
+    kept = calibrated(kept, parts.held_out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".part{os.getpid()}")
+    kept.save(partial)
+    partial.replace(path)
+    return path
+
+
+def _key(tasks: Sequence[Task], training: Training) -> str:
+    """Hash of everything that weights follow from."""
+    kept = [{k: v for k, v in task.facts.items() if k not in MEASURED} for task in tasks]
+    facts = [json.dumps(each, sort_keys=True, default=str) for each in kept]
+    sizes = [len(task.episodes) for task in tasks]
+    described = json.dumps([facts, sizes, asdict(training.config), training.seed])
+    return hashlib.sha256(described.encode()).hexdigest()[:20]
+
+
+def ablations(
+    tasks: Sequence[Task], training: Training
+) -> Iterator[tuple[str, Training, Sequence[Task]]]:
+    """Name each ablation, with how its weights are trained and on which tasks."""
+    for name, changes in ABLATIONS.items():
+        yield name, replace(training, config=replace(training.config, **changes)), tasks
+    for share in FEWER_VICTIMS:
+        yield f"victims-{share:.0%}", training, _share_of(tasks, share, training.seed)
+    for domain in sorted({str(task.facts["domain"]) for task in tasks}):
+        rest = [task for task in tasks if task.facts["domain"] != domain]
+        yield f"without-{domain}", training, rest
+
+
+def _share_of(tasks: Sequence[Task], share: float, seed: int) -> list[Task]:
+    """Draw a share of the tasks; a larger one holds a smaller one.
+
+    Every so many in a row would miss families, which take turns.
+    """
+    drawn = keyed(seed, 83).permutation(len(tasks))[: round(share * len(tasks))]
+    return [tasks[i] for i in sorted(drawn)]

@@ -1,0 +1,133 @@
+"""Whether false-positive budgets hold on victims that no weights have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+from fl_shield.metrics import bootstrap_interval
+from fl_shield.rng import keyed
+from fl_shield.simulations.episodes.shots import Shots
+from fl_shield.simulations.evaluation.judging import BUDGETS
+from fl_shield.triggers import HELD_OUT_FAMILIES
+from fl_shield.types import Floats
+
+HELD_OUT, ALL = "held-out triggers", "all"
+"""Groups of victims that are kept for evaluation."""
+
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class FalseAlarms:
+    """Clean inputs of one unseen victim that were flagged.
+
+    Attributes
+    ----------
+    held_out : bool
+        Whether the victim's trigger family is one that is never learned from.
+    n_shots, n_clean : int
+        References, and clean inputs that were judged.
+    shares : tuple of float
+        Flagged share of the clean inputs at each of
+        :data:`~fl_shield.simulations.evaluation.judging.BUDGETS`.
+    """
+
+    held_out: bool
+    n_shots: int
+    n_clean: int
+    shares: tuple[float, ...]
+
+
+def false_alarms(shots: Shots, p_values: Floats, facts: Mapping[str, Any]) -> FalseAlarms:
+    """Count the false alarms among the points of shots by their p-values (n_points,)."""
+    clean = p_values[shots.labels == 0]
+    return FalseAlarms(
+        held_out=facts["family"] in HELD_OUT_FAMILIES,
+        n_shots=len(shots.references),
+        n_clean=len(clean),
+        shares=tuple(float((clean <= budget).mean()) for budget in BUDGETS),
+    )
+
+
+def calibration(alarms: Sequence[FalseAlarms]) -> list[dict[str, Any]]:
+    """One line for each group of victims, number of shots and budget.
+
+    Parameters
+    ----------
+    alarms : sequence of FalseAlarms
+        Of victims that taught the weights nothing, also of those whose attack failed: the budget
+        is a promise about clean inputs.
+
+    Returns
+    -------
+    list of dict
+        See :func:`kept`, with ``victims`` (which), ``n_shots`` and ``budget``.
+    """
+    groups = {HELD_OUT: [a for a in alarms if a.held_out], ALL: list(alarms)}
+    lines = []
+    for name, group in groups.items():
+        for n_shots in sorted({a.n_shots for a in group}):
+            at = [a for a in group if a.n_shots == n_shots]
+            n_clean = np.array([a.n_clean for a in at])
+            for i, budget in enumerate(BUDGETS):
+                told = kept(np.array([a.shares[i] for a in at]), n_clean, budget)
+                lines.append({"victims": name, "n_shots": n_shots, "budget": budget, **told})
+    return lines
+
+
+def kept(shares: Floats, n_clean: Floats, budget: float) -> dict[str, Any]:
+    """Realised false-positive rate over victims beside the budget that was promised.
+
+    The promise: if a victim is exchangeable with the meta-training tasks, the chance that a clean
+    input of it is flagged is the budget, over victims and inputs. It is no promise about each
+    victim: one may give many false alarms and most none. So the victims, not their inputs, are
+    the independent draws, and the interval must show the spread between them.
+
+    Parameters
+    ----------
+    shares : (n_victims,) float array
+        Flagged share of each victim's clean inputs.
+    n_clean : (n_victims,) int array
+        Clean inputs of each victim.
+    budget : float
+
+    Returns
+    -------
+    dict
+        ``fpr``
+            Mean of the shares: each victim counts once.
+        ``band``
+            95 % percentile bootstrap interval of that mean, drawing victims.
+        ``inside``
+            Whether the budget is at or above the lower end of the band: the rate may be lower
+            than was promised, and the data do not refute that it is at most the budget.
+        ``binomial``
+            The naive band: 95 % of realised rates were between these if all inputs, also those of
+            one victim, were flagged independently with the budget's chance. Too narrow by far, as
+            inputs of one victim are judged by the same few references.
+        ``above``
+            Share of victims whose own rate exceeds the budget.
+
+    Examples
+    --------
+    >>> told = kept(np.array([0.0, 0.0, 0.02, 0.06]), np.array([100, 100, 100, 100]), 0.01)
+    >>> told["fpr"], told["inside"], told["above"]
+    (0.02, True, 0.5)
+    """
+    low, high = bootstrap_interval(shares, keyed(0, 84))
+    total = int(n_clean.sum())
+    binomial = binom.ppf([0.025, 0.975], total, budget) / total
+    return {
+        "n_victims": len(shares),
+        "n_clean": total,
+        "fpr": float(shares.mean()),
+        "band": [low, high],
+        "inside": budget >= low - ROUNDING,
+        "binomial": [float(end) for end in binomial],
+        "above": float((shares > budget).mean()),
+    }

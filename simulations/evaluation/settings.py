@@ -1,0 +1,86 @@
+"""What one evaluation compares, on which victims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fl_shield.errors import ScenarioError
+from fl_shield.meta import MetaConfig
+from fl_shield.profile import MIN_REFERENCES
+from fl_shield.simulations.episodes.clean_models import Workplace
+from fl_shield.simulations.episodes.curriculum import Curriculum
+from fl_shield.simulations.episodes.population import VictimSetting, evaluation_victims
+from fl_shield.simulations.episodes.victims import N_REFERENCES
+from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
+from fl_shield.simulations.evaluation.learning import Training
+from fl_shield.simulations.evaluation.splits import check_axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is compared on which victims.
+
+    Attributes
+    ----------
+    axes : tuple of str
+        Tables, see :data:`~fl_shield.simulations.evaluation.splits.AXES`.
+    domains, pools : tuple of str
+        What takes part; no pools = all data sets of the domains.
+    n_victims, n_each : int
+        Victims to learn from, and victims judged by data set and held-out family.
+    n_epochs, n_draws : int
+        Passes of meta-training, and tasks of one victim.
+    shots : tuple of int
+        Numbers of clean inputs; 20 must be among them.
+    ablate : bool
+        Whether weights with one thing changed are trained and judged too.
+    seed : int
+    place : Workplace
+    n_workers : int
+    """
+
+    axes: tuple[str, ...]
+    domains: tuple[str, ...]
+    pools: tuple[str, ...]
+    n_victims: int
+    n_each: int
+    n_epochs: int
+    n_draws: int
+    shots: tuple[int, ...]
+    ablate: bool
+    seed: int
+    place: Workplace
+    n_workers: int
+
+    def __post_init__(self) -> None:
+        check_axes(self.axes)
+        if MAIN_SHOTS not in self.shots:
+            raise ScenarioError(
+                f"shots must hold {MAIN_SHOTS}, which the tables are made with, got {self.shots}"
+            )
+        if not MIN_REFERENCES < min(self.shots) <= max(self.shots) <= N_REFERENCES:
+            raise ScenarioError(
+                f"shots must be in {MIN_REFERENCES + 1}..{N_REFERENCES}, the clean inputs that are "
+                f"recorded of a victim, got {self.shots}"
+            )
+
+    @property
+    def curriculum(self) -> Curriculum:
+        """What is learned from, before anything is left out."""
+        return Curriculum(
+            domains=self.domains,
+            n_victims=self.n_victims,
+            with_files=self.place.data_dir is not None,
+            only=self.pools,
+            seed=self.seed,
+        )
+
+    @property
+    def training(self) -> Training:
+        """How the weights of every split are trained."""
+        config = MetaConfig(n_epochs=self.n_epochs, dropout=0.1, conditioned=True)
+        return Training(config=config, seed=self.seed, cache=self.place.cache / "weights")
+
+    def judged(self) -> list[VictimSetting]:
+        """Victims that are judged."""
+        return evaluation_victims(self.curriculum.pools(), self.n_each, self.seed)
