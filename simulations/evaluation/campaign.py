@@ -10,6 +10,7 @@ import torch
 
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.federations import load_all, simulate_all
+from fl_shield.simulations.episodes.population import VictimSetting
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.recordings import (
     load_population,
@@ -66,7 +67,7 @@ def _run(evaluation: Evaluation, report: Report) -> Results:
             f"{', '.join(evaluation.domains)}: take part with more domains, or ask for other tables"
         )
     contenders = contenders_of(splits, tasks, evaluation, report)
-    files = [recording_path(setting, evaluation.place) for setting in evaluation.judged()]
+    files = [recording_path(setting, evaluation.place) for setting in unseen(evaluation)]
     found: list[Findings] = []
     for findings in judge_all(files, contenders, evaluation.shots, evaluation.n_workers):
         found.append(findings)
@@ -80,6 +81,15 @@ def _run(evaluation: Evaluation, report: Report) -> Results:
         scores=(_pooled(found, 0), _pooled(found, 1)),
         alarms=[alarm for each in found for alarm in each.alarms],
     )
+
+
+def unseen(evaluation: Evaluation) -> list[VictimSetting]:
+    """Victims that some weights have not seen: those kept for evaluation, first, and all others.
+
+    The others give false alarms only, under the weights that leave their data set out.
+    """
+    others = evaluation.curriculum.victims() if "dataset" in evaluation.axes else []
+    return [*evaluation.judged(), *others]
 
 
 def contenders_of(

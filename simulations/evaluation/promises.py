@@ -16,8 +16,9 @@ from fl_shield.simulations.evaluation.judging import BUDGETS
 from fl_shield.triggers import HELD_OUT_FAMILIES
 from fl_shield.types import Floats
 
-HELD_OUT, ALL = "held-out triggers", "all"
-"""Groups of victims that are kept for evaluation."""
+HELD_OUT, ALL, DATA_SETS = "held-out triggers", "all", "left-out data sets"
+"""Groups of victims that the weights have not seen: kept for evaluation with a held-out trigger,
+all that are kept for evaluation, and every victim of a data set that is left out whole."""
 
 ROUNDING = 1e-9
 
@@ -28,8 +29,8 @@ class FalseAlarms:
 
     Attributes
     ----------
-    held_out : bool
-        Whether the victim's trigger family is one that is never learned from.
+    groups : tuple of str
+        Which of :data:`HELD_OUT`, :data:`ALL` and :data:`DATA_SETS` it belongs to.
     n_shots, n_clean : int
         References, and clean inputs that were judged.
     shares : tuple of float
@@ -37,17 +38,22 @@ class FalseAlarms:
         :data:`~fl_shield.simulations.evaluation.judging.BUDGETS`.
     """
 
-    held_out: bool
+    groups: tuple[str, ...]
     n_shots: int
     n_clean: int
     shares: tuple[float, ...]
 
 
-def false_alarms(shots: Shots, p_values: Floats, facts: Mapping[str, Any]) -> FalseAlarms:
+def groups_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Groups of a victim that is kept for evaluation."""
+    return (HELD_OUT, ALL) if facts["family"] in HELD_OUT_FAMILIES else (ALL,)
+
+
+def false_alarms(shots: Shots, p_values: Floats, groups: tuple[str, ...]) -> FalseAlarms:
     """Count the false alarms among the points of shots by their p-values (n_points,)."""
     clean = p_values[shots.labels == 0]
     return FalseAlarms(
-        held_out=facts["family"] in HELD_OUT_FAMILIES,
+        groups=groups,
         n_shots=len(shots.references),
         n_clean=len(clean),
         shares=tuple(float((clean <= budget).mean()) for budget in BUDGETS),
@@ -68,7 +74,7 @@ def calibration(alarms: Sequence[FalseAlarms]) -> list[dict[str, Any]]:
     list of dict
         See :func:`kept`, with ``victims`` (which), ``n_shots`` and ``budget``.
     """
-    groups = {HELD_OUT: [a for a in alarms if a.held_out], ALL: list(alarms)}
+    groups = {name: [a for a in alarms if name in a.groups] for name in (HELD_OUT, ALL, DATA_SETS)}
     lines = []
     for name, group in groups.items():
         for n_shots in sorted({a.n_shots for a in group}):

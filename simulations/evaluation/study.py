@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,12 @@ from fl_shield.simulations.episodes.recording import Recording, load_recording
 from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
 from fl_shield.simulations.evaluation.answers import Profiled, answers, evaluation_profiles
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row, judge, row_of
-from fl_shield.simulations.evaluation.promises import FalseAlarms, false_alarms
+from fl_shield.simulations.evaluation.promises import (
+    DATA_SETS,
+    FalseAlarms,
+    false_alarms,
+    groups_of,
+)
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split
 from fl_shield.simulations.evaluation.tables import PEERS
 from fl_shield.types import Floats, Representation
@@ -58,6 +64,13 @@ class Contender:
         """Whether these weights are shown apart: scores, and false alarms of all victims."""
         return (self.name, self.split.name) == (OURS, MAIN_SPLIT)
 
+    def alarm_groups(self, facts: Mapping[str, Any], n_shots: int) -> tuple[str, ...]:
+        """In which groups the false alarms of a victim count, of whatever use it was elsewhere."""
+        if self.is_main and facts["evaluation"]:
+            return groups_of(facts)
+        own = self.name == OURS and self.split.axis == "dataset" and n_shots == MAIN_SHOTS
+        return (DATA_SETS,) if own and facts["pool"] == self.split.left_out else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -67,7 +80,7 @@ class Findings:
     ----------
     rows : list of Row
     alarms : list of FalseAlarms
-        Of the main weights, also where the victim has no row.
+        Of the main weights, and of those that left its data set out; also where it has no row.
     standard : mapping of int to (n,) float array
         Standardised log-odds that the main weights give to clean (0) and to obeyed triggered (1)
         inputs; empty where they have no row.
@@ -149,13 +162,13 @@ def _judge_by(
     """Add what one contender says of one victim's shots."""
     facts = recording.facts
     has_row = counts(recording) and contender.split.judges(facts)
-    has_alarms = contender.is_main and facts["evaluation"]
-    if not (has_row or has_alarms):
+    groups = contender.alarm_groups(facts, len(shots.references))
+    if not (has_row or groups):
         return
     weights = _read(contender.path)
     told = answers(weights, profiled(weights.config.representation), contender.n_inner_steps)
-    if has_alarms:
-        found.alarms.append(false_alarms(shots, told.p_values, facts))
+    if groups:
+        found.alarms.append(false_alarms(shots, told.p_values, groups))
     if not has_row:
         return
     if contender.is_main and len(shots.references) == MAIN_SHOTS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,10 +11,12 @@ from fl_shield.activations import Activations
 from fl_shield.simulations.episodes.shots import Shots
 from fl_shield.simulations.evaluation.promises import (
     ALL,
+    DATA_SETS,
     HELD_OUT,
     FalseAlarms,
     calibration,
     false_alarms,
+    groups_of,
     kept,
 )
 
@@ -26,19 +30,24 @@ def test_only_clean_inputs_count(family: str, held_out: bool) -> None:
     labels = np.array([0, 0, 0, 0, 1, 2])
     shots = Shots(references=_activations(20), points=_activations(6), labels=labels)
     p_values = np.array([0.01, 0.05, 0.011, 0.9, 0.001, 0.001])
-    assert false_alarms(shots, p_values, {"family": family}) == FalseAlarms(
-        held_out=held_out, n_shots=20, n_clean=4, shares=(0.75, 0.25)
+    groups = groups_of({"family": family})
+    assert groups == ((HELD_OUT, ALL) if held_out else (ALL,))
+    assert false_alarms(shots, p_values, groups) == FalseAlarms(
+        groups=groups, n_shots=20, n_clean=4, shares=(0.75, 0.25)
     )
 
 
 def _alarms(share: float, *, held_out: bool = True, n_shots: int = 20) -> FalseAlarms:
-    return FalseAlarms(held_out=held_out, n_shots=n_shots, n_clean=100, shares=(share, share / 5))
+    groups = (HELD_OUT, ALL) if held_out else (ALL,)
+    return FalseAlarms(groups=groups, n_shots=n_shots, n_clean=100, shares=(share, share / 5))
 
 
 def test_lines_by_group_shots_and_budget() -> None:
     alarms = [_alarms(0.1), _alarms(0.0), _alarms(0.2, held_out=False), _alarms(0.5, n_shots=5)]
+    alarms += [replace(_alarms(0.3), groups=(DATA_SETS,))]
     lines = {(x["victims"], x["n_shots"], x["budget"]): x for x in calibration(alarms)}
-    assert len(lines) == 8
+    assert len(lines) == 10
+    assert lines[DATA_SETS, 20, 0.05]["fpr"] == pytest.approx(0.3)
     assert lines[HELD_OUT, 20, 0.05]["fpr"] == pytest.approx(0.05)
     assert lines[HELD_OUT, 20, 0.01]["fpr"] == pytest.approx(0.01)
     assert lines[ALL, 20, 0.05]["fpr"] == pytest.approx(0.1)

@@ -251,9 +251,22 @@ def test_clean_inputs_of_every_victim_kept_for_evaluation_are_counted(
 ) -> None:
     found = [judge_victim(recording, main, (5, 20)).alarms for recording in _judged()]
     assert [len(each) for each in found] == [2, 2, 2, 0]
-    assert [(a.n_shots, a.n_clean, a.held_out) for a in found[1]] == [(5, 10, True), (20, 10, True)]
-    assert not found[2][0].held_out
+    both = ("held-out triggers", "all")
+    assert [(a.n_shots, a.n_clean, a.groups) for a in found[1]] == [(5, 10, both), (20, 10, both)]
+    assert found[2][0].groups == ("all",)
     assert [judge_victim(r, main[1:], (20,)).alarms for r in _judged()] == [[]] * 4
+
+
+def test_every_victim_of_a_left_out_data_set_gives_false_alarms(main: list[Contender]) -> None:
+    learned = _judged()[3]
+    pool = learned.facts["pool"]
+    left_out = Split(axis="dataset", left_out=pool)
+    contenders = both_ways(left_out, main[0].path, (5, 20))
+    found = judge_victim(learned, contenders, (5, 20))
+    assert found.rows == []
+    assert [(a.groups, a.n_shots) for a in found.alarms] == [(("left-out data sets",), 20)]
+    elsewhere = both_ways(replace(left_out, left_out="other"), main[0].path, (20,))
+    assert judge_victim(learned, elsewhere, (20,)).alarms == []
 
 
 def test_scores_of_the_main_weights_are_kept_at_the_shots_of_the_tables(
