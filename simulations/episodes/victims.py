@@ -86,7 +86,7 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     pool = pool_of(settings[0].pool, place)
     recipe, warm = recipe_of(pool.name, pool.kind), settings[0].start == "warm"
     warm_steps = recipe.n_judged_steps if settings[0].evaluation else recipe.n_warm_steps
-    victims = [_prepared(setting, pool, place) for setting in settings]
+    victims = [prepare(setting, pool, place) for setting in settings]
     train_stacked(
         [v.model for v in victims],
         [v.training for v in victims],
@@ -99,7 +99,8 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     return victims
 
 
-def _prepared(setting: VictimSetting, pool: Pool, place: Workplace) -> Victim:
+def prepare(setting: VictimSetting, pool: Pool, place: Workplace) -> Victim:
+    """Draw a victim's data, trigger and first weights; its training is still to come."""
     rng = keyed(setting.seed, 42, *setting.pool.encode(), *setting.family.encode())
     recipe = recipe_of(pool.name, pool.kind)
     drawn = rng.permutation(len(pool.train))[: recipe.n_train]
