@@ -28,10 +28,10 @@ def evaluate_adaptive(
 ) -> None:
     """Train the victims, judge them, write the files and print the curves."""
     from fl_shield.detector import MetaShield
+    from fl_shield.simulations.episodes.adversaries import cases_of
     from fl_shield.simulations.episodes.clean_models import Workplace
     from fl_shield.simulations.evaluation.adaptive import (
         AdaptiveStudy,
-        cases_of,
         curves,
         run_adaptive,
         write_adaptive,
@@ -72,7 +72,8 @@ def _show(points: Sequence[Mapping[str, Any]]) -> None:
     detectors = list(dict.fromkeys(point["detector"] for point in points))
     shown = Table(title="adaptive victims: AUC with 20 clean inputs, means over victims")
     for column in ("fought", "penalty", "victims", "accuracy", "ASR", *detectors):
-        shown.add_column(column, justify="left" if column == "fought" else "right")
+        left = column == "fought"
+        shown.add_column(column, justify="left" if left else "right", no_wrap=column in detectors)
     lines: dict[tuple[str, float], dict[str, Mapping[str, Any]]] = {}
     for point in points:
         lines.setdefault((point["fought"], point["penalty"]), {})[point["detector"]] = point

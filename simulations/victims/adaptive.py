@@ -17,9 +17,8 @@ trained with a penalty on what a detector sees in latent space.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,24 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
-from fl_shield.activations import (
-    Activations,
-    head_beside,
-    in_order,
-    pooled_ways,
-    read_activations,
-    views_beside,
-    watching,
-)
-from fl_shield.detector import Adapted, Weights
-from fl_shield.detectors import KNearest, Mahalanobis
-from fl_shield.detectors.contract import OnePass, standardised
-from fl_shield.detectors.knn import nearest_distances
-from fl_shield.detectors.mahalanobis import shrunk_distances
+from fl_shield.activations import in_order, pooled_ways, read_activations, watching
 from fl_shield.errors import ScenarioError
-from fl_shield.profile import Profiler
 from fl_shield.rng import torch_generator
-from fl_shield.types import Flags, Floats, Samples
+from fl_shield.simulations.victims.opponents import Fit, Opponent, Seen
+from fl_shield.types import Flags, Samples
 
 MOST = 20
 """Triggered inputs of one batch that the penalty is taken from, at most."""
@@ -61,124 +47,6 @@ LONGEST = 3.0
 """Length of the penalty's gradient beside that of the cross-entropy, at most. Without it a penalty
 of 10 destroys the victim, and the detector seems to withstand what was only a bad optimiser."""
 
-OURS = "metashield"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """Activations of n inputs as tensors that gradients flow through.
-
-    Attributes
-    ----------
-    layers : mapping of str to (n, d) tensor
-        By layer and way of pooling, as in :class:`~fl_shield.activations.Activations`.
-    logits : (n, n_classes) tensor
-    """
-
-    layers: Mapping[str, Tensor]
-    logits: Tensor
-
-    @property
-    def penultimate(self) -> Tensor:
-        """Input of the head, (n, d)."""
-        return self.layers[tuple(self.layers)[-1]]
-
-
-Opponent = Callable[[Seen], Tensor]
-"""A detector fitted to the victim as it is: suspicion (n,) of inputs, on the scale of log-odds."""
-
-Fit = Callable[[Activations], Opponent]
-"""What makes an opponent of the victim's activations on the attacker's clean inputs."""
-
-
-class ShieldOpponent:
-    """MetaShield adapted to clean activations of a victim, as a function with a gradient.
-
-    Parameters
-    ----------
-    weights : Weights
-        That read profiles.
-    references : Activations
-        Of the attacker's own clean inputs.
-    """
-
-    def __init__(self, weights: Weights, references: Activations) -> None:
-        self._head = head_beside(references)
-        self._profiler = Profiler(views_beside(references.take(slice(0, 1)), references))
-        self._adapted = Adapted(weights, self._profiler.references)
-
-    def __call__(self, points: Seen) -> Tensor:
-        """Log-odds (n,) that points are triggered: those of ``MetaShield.score``."""
-        rows = list(points.layers.values())
-        told = self._head.told(points.logits, points.penultimate)
-        profiles = self._profiler.live(rows, told.expand(len(rows), -1, -1))
-        return self._adapted.live_log_odds(profiles)
-
-
-class PeerOpponent:
-    """A distance in penultimate space, in the spread of the references' own out-of-fit distances.
-
-    Parameters
-    ----------
-    detector : OnePass
-        Gives the out-of-fit scores of the references.
-    rule : callable
-        Points and references to distances, the formula of the detector.
-    references : Activations
-    """
-
-    def __init__(
-        self,
-        detector: OnePass,
-        rule: Callable[[Any, Floats], Any],
-        references: Activations,
-    ) -> None:
-        self._rule, self._references = rule, references.penultimate
-        self._among = detector.fit(references).reference_scores_
-
-    def __call__(self, points: Seen) -> Tensor:
-        """Standardised distances (n,)."""
-        distances: Any = self._rule(points.penultimate, self._references)
-        scores: Any = standardised(distances, self._among)
-        out: Tensor = scores
-        return out
-
-
-PEERS: Mapping[str, Fit] = {
-    "mahalanobis": lambda clean: PeerOpponent(Mahalanobis(), shrunk_distances, clean),
-    "knn": lambda clean: PeerOpponent(KNearest(), partial(nearest_distances, k=1), clean),
-}
-"""Published detectors that can be fought, by their name in :data:`fl_shield.detectors.DETECTORS`.
-"""
-
-FOUGHT = (OURS, *PEERS)
-"""Names of all detectors that can be fought."""
-
-
-def fit_of(name: str, weights: Weights) -> Fit:
-    """How the detector of a name is fitted to a victim.
-
-    Examples
-    --------
-    >>> from fl_shield.detector import blank_weights
-    >>> rows = np.random.default_rng(0).normal(size=(20, 4))
-    >>> fit = fit_of("knn", blank_weights())
-    >>> opponent = fit(Activations(layers={"head": rows}, logits=rows))
-    >>> far = torch.full((1, 4), 9.0, requires_grad=True)
-    >>> bool(opponent(Seen(layers={"head": far}, logits=far))[0] > 3)
-    True
-    """
-    if name not in FOUGHT:
-        raise ScenarioError(f"a detector to fight must be one of {', '.join(FOUGHT)}, got {name!r}")
-    if name != OURS:
-        return PEERS[name]
-    if weights.config.representation != "profile":
-        raise ScenarioError(
-            f"these weights read {weights.config.representation!r} and only profiles have a "
-            "gradient; take weights that were meta-trained with --representation profile"
-        )
-    return partial(ShieldOpponent, weights)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fight:
@@ -187,7 +55,7 @@ class Fight:
     Attributes
     ----------
     fit : callable
-        Makes the opponent, see :func:`fit_of`.
+        Makes the opponent, see :func:`~fl_shield.simulations.victims.opponents.fit_of`.
     clean : (m, ...) array
         The attacker's own clean inputs, m >= 4: the opponent's references.
     layers : tuple of str
@@ -284,7 +152,7 @@ def train_fighting(
     x, y = torch.from_numpy(samples.x), torch.from_numpy(samples.y)
     stamped = torch.from_numpy(triggered)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
     batches = _batches(len(y), batch_size, torch_generator(rng))
     model.train()
