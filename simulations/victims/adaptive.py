@@ -102,7 +102,7 @@ def suspicion_of(opponent: Opponent, seen: Seen) -> Tensor:
     >>> rows = torch.zeros(2, 3, requires_grad=True)
     >>> lost = suspicion_of(lambda seen: seen.logits.norm(dim=1), Seen(layers={}, logits=rows))
     >>> lost.backward()
-    >>> round(float(lost), 4), rows.grad.abs().sum().item()
+    >>> round(lost.item(), 4), rows.grad.abs().sum().item()
     (0.6931, 0.0)
     """
     for rows in (*seen.layers.values(), seen.logits):
