@@ -132,7 +132,12 @@ Pool = Callable[[Tensor], dict[str, Tensor]]
 
 @contextmanager
 def watching(
-    model: nn.Module, layers: Sequence[str], pool: Pool = plainly, *, once: bool = False
+    model: nn.Module,
+    layers: Sequence[str],
+    pool: Pool = plainly,
+    *,
+    once: bool = False,
+    live: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Collect pooled activations while the model runs: outputs of layers, the last one's input.
 
@@ -147,6 +152,8 @@ def watching(
         Activation to rows (n, d) by way of pooling; see :func:`pooled_ways`.
     once : bool
         Refuse a layer that runs again before what was collected is cleared.
+    live : bool
+        Keep the graph, for gradients that flow to the model's parameters.
 
     Yields
     ------
@@ -167,7 +174,7 @@ def watching(
 
     def keep(name: str, activation: Any) -> None:
         if get_ident() == thread:
-            rows = _rows(name, activation, pool, again=once and name in ran)
+            rows = _rows(name, activation, pool, again=once and name in ran, live=live)
             seen.update({name + way: part for way, part in rows.items()})
             ran.add(name)
 
@@ -191,7 +198,7 @@ def watching(
             handle.remove()
 
 
-def _rows(name: str, activation: Any, pool: Pool, *, again: bool) -> dict[str, Tensor]:
+def _rows(name: str, activation: Any, pool: Pool, *, again: bool, live: bool) -> dict[str, Tensor]:
     """Pooled copies of what a layer said: later layers may work in place."""
     if again:
         raise GuardError(
@@ -204,7 +211,7 @@ def _rows(name: str, activation: Any, pool: Pool, *, again: bool) -> dict[str, T
             f"layer {name!r} gives {type(first).__name__}, not a tensor with one row an input; "
             "name layers that do: layers=[...], the head last"
         )
-    rows = pool(first.detach())
+    rows = pool(first if live else first.detach())
     return rows if first.ndim >= 4 else {way: part.clone() for way, part in rows.items()}
 
 

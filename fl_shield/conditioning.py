@@ -9,10 +9,11 @@ without a gradient step, and it costs one subtraction a number.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from fl_shield.live import constant, library
 from fl_shield.types import Floats
 
 FLOOR = 0.3
@@ -45,9 +46,23 @@ class Habits:
         >>> habits.beside(np.array([[[0.0, 1.3]]])).round(2).tolist()
         [[[0.0, 1.3, 0.0, 0.88]]]
         """
-        z = np.arcsinh((profiles - self.mean) / (self.spread + FLOOR))
-        out: Floats = np.concatenate([profiles, z], axis=-1)
+        out: Floats = self.live(profiles)
         return out
+
+    def live(self, profiles: Any) -> Any:
+        """:meth:`beside` of an array, or of a tensor that gradients flow through.
+
+        Examples
+        --------
+        >>> import torch
+        >>> habits = Habits(mean=np.zeros((1, 2)), spread=np.ones((1, 2)))
+        >>> habits.live(torch.zeros(3, 1, 2, requires_grad=True)).requires_grad
+        True
+        """
+        xp = library(profiles)
+        mean, spread = (constant(a, profiles) for a in (self.mean, self.spread))
+        z = xp.arcsinh((profiles - mean) / (spread + FLOOR))
+        return xp.concatenate([profiles, z], axis=-1)
 
 
 def beside_each_other(references: Floats) -> Floats:

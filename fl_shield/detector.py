@@ -102,19 +102,20 @@ class Weights:
         """What these weights read of views of the same points: 128 numbers a point and view."""
         return REPRESENTATIONS[self.config.representation](views)
 
-    def standard(self, columns: Floats) -> Tensor:
-        """Columns (n, V, 128 or 256) on the scale of meta-training."""
-        rows = torch.from_numpy(np.asarray(columns, dtype=np.float32))
-        return ((rows - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
+    def standard(self, columns: Floats | Tensor) -> Tensor:
+        """Columns (n, V, 128 or 256) on the scale of meta-training; tensors keep their graph."""
+        if not isinstance(columns, Tensor):
+            columns = torch.from_numpy(np.asarray(columns, dtype=np.float32))
+        return ((columns - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
 
     def read_references(self, references: Floats) -> Tensor:
         """What the network reads of leave-one-out profiles of references (m, V, 128)."""
         conditioned = self.config.conditioned
         return self.standard(beside_each_other(references) if conditioned else references)
 
-    def read_points(self, profiles: Floats, habits: Habits) -> Tensor:
+    def read_points(self, profiles: Floats | Tensor, habits: Habits) -> Tensor:
         """What the network reads of profiles of points (n, V, 128) beside references' habits."""
-        return self.standard(habits.beside(profiles) if self.config.conditioned else profiles)
+        return self.standard(habits.live(profiles) if self.config.conditioned else profiles)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in a file."""
@@ -245,6 +246,15 @@ class Adapted:
             parts = contributions(self._params, rows, self._present)
         shares: Floats = parts.double().numpy()
         return Scores(log_odds=shares.sum(1), contributions=shares)
+
+    def live_log_odds(self, profiles: Tensor) -> Tensor:
+        """Log-odds (n,) of profiles (n, V, 128) that gradients flow through.
+
+        The adaptation is what it was: no gradient flows to it, nor through it to the references.
+        """
+        rows = self._weights.read_points(profiles, self._habits)
+        params = {name: p.to(rows.dtype) for name, p in self._params.items()}
+        return log_odds(params, rows, self._present.to(rows.dtype))
 
     def p_values(self, log_odds: Floats, guarantee: Guarantee = "references") -> Floats:
         """p-values of log-odds under one of the two guarantees of :mod:`fl_shield.calibration`."""

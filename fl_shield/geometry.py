@@ -95,11 +95,15 @@ def lower_median(x: Tensor) -> Tensor:
 
 def ordered(x: Tensor) -> Tensor:
     """Sort the last axis; numpy's sort is several times as fast as torch's, which keeps indices."""
+    if x.requires_grad:
+        return x.sort(-1).values  # gradients need the indices
     return torch.from_numpy(np.sort(x.numpy(), axis=-1))
 
 
 def in_order(x: Tensor) -> Tensor:
-    """Sort the last axis in place."""
+    """Sort the last axis in place, or a copy where gradients flow."""
+    if x.requires_grad:
+        return ordered(x)
     x.numpy().sort(axis=-1)
     return x
 
@@ -201,7 +205,7 @@ def span_columns(span: Span, d: int) -> tuple[Tensor, Tensor]:
 
 def _share_below(x: Tensor, level: float) -> Tensor:
     """Share of the last axis below a level; a comparison that writes floats counts fastest."""
-    return torch.lt(x, level, out=torch.empty_like(x)).mean(-1)
+    return torch.lt(x.detach(), level, out=torch.empty_like(x)).mean(-1)
 
 
 def shape_of(x: Tensor) -> Tensor:
@@ -210,7 +214,7 @@ def shape_of(x: Tensor) -> Tensor:
     l2 = x.norm(dim=-1).clamp_min(1e-12)
     size = x.abs()
     l1, peak = size.sum(-1), size.amax(-1)
-    energy = size.div_(l2[..., None]).square_()
+    energy = (size / l2[..., None]).square()
     fourth = energy.norm(dim=-1).square().clamp_min(1e-12)
     return torch.stack(
         [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from fl_shield.live import constant, in_rows, library, norms_of
 from fl_shield.profile import STATISTICS
 from fl_shield.types import Floats
 
@@ -66,33 +67,56 @@ class Head:
         activation : (n, d) float array, optional
             Penultimate activations.
         """
-        out = np.full((len(logits), len(STATISTICS)), np.nan)
-        slots: Mapping[str, Floats] = _from_logits(logits)
+        told: Floats = self.told(logits, activation)
+        return told
+
+    def told(self, logits: Any, activation: Any = None) -> Any:
+        """:meth:`statistics` of arrays, or of tensors that gradients flow through.
+
+        The head itself is what it was when it was taken apart: no gradient flows to it.
+
+        Examples
+        --------
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 1.0]], requires_grad=True)
+        >>> told = Head().told(logits)[0, STATISTICS.index("margin")]
+        >>> torch.autograd.grad(told, logits)[0].tolist()
+        [[1.0, -1.0]]
+        """
+        xp = library(logits)
+        out = xp.full((len(logits), len(STATISTICS)), xp.nan, dtype=xp.float64)
+        slots: Mapping[str, Any] = _from_logits(logits)
         if activation is not None:
             slots = {**slots, **self._from_rows(logits, activation)}
         for name, values in slots.items():
             out[:, STATISTICS.index(name)] = values
         return out
 
-    def _from_rows(self, logits: Floats, activation: Floats) -> dict[str, Floats]:
+    def _from_rows(self, logits: Any, activation: Any) -> dict[str, Any]:
         if self.weight is None or self.lengths is None:
             return {}
         if activation.shape[1] != self.weight.shape[1]:
             return {}
         label = logits.argmax(1)
-        size = np.linalg.norm(activation, axis=1)
+        weight, lengths = (constant(a, activation) for a in (self.weight, self.lengths))
+        size = norms_of(activation)
         norms = size + 1e-9
-        dot = (self.weight[label] * activation).sum(1)
-        inside = size if self.axes is None else np.linalg.norm(activation @ self.axes.T, axis=1)
-        slots: dict[str, Floats] = {
-            "head_cosine": dot / (self.lengths[label] * norms + 1e-12),
-            "row_space": inside / norms,
+        dot = (weight[label] * activation).sum(1)
+        slots: dict[str, Any] = {
+            "head_cosine": dot / (lengths[label] * norms + 1e-12),
+            "row_space": self._inside(activation, size) / norms,
         }
         if self.bounds is not None:
-            clipped = activation.clip(*self.bounds)
-            change = np.linalg.norm((activation - clipped) @ self.weight.T, axis=1)
-            slots["clipped_change"] = np.log1p(change)
+            clipped = activation.clip(*(constant(b, activation) for b in self.bounds))
+            change = norms_of((activation - clipped) @ weight.T)
+            slots["clipped_change"] = library(change).log1p(change)
         return slots
+
+    def _inside(self, activation: Any, size: Any) -> Any:
+        """Norm of what lies in the space of the rows, (n,)."""
+        if self.axes is None:
+            return size
+        return norms_of(activation @ constant(self.axes, activation).T)
 
 
 def logit_statistics(
@@ -127,17 +151,18 @@ def logit_statistics(
     return Head.of(head, bounds).statistics(logits, activation)
 
 
-def _from_logits(logits: Floats) -> dict[str, Floats]:
-    top = np.sort(logits, axis=1)
+def _from_logits(logits: Any) -> dict[str, Any]:
+    xp = library(logits)
+    top = in_rows(logits)
     shifted = logits - top[:, -1:]
-    total = np.exp(shifted).sum(1)
-    probabilities = np.exp(shifted) / total[:, None]
-    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
+    total = xp.exp(shifted).sum(1)
+    probabilities = xp.exp(shifted) / total[:, None]
+    entropy = -(probabilities * xp.log(probabilities.clip(1e-12))).sum(1)
     largest = 1 / total
     return {
         "largest_logit": top[:, -1] - logits.mean(1),
-        "confidence": np.log(largest) - np.log(np.maximum(1 - largest, 1e-7)),
+        "confidence": xp.log(largest) - xp.log((1 - largest).clip(1e-7)),
         "margin": top[:, -1] - top[:, -2] if logits.shape[1] > 1 else top[:, -1],
-        "energy": top[:, -1] + np.log(total),
-        "entropy": np.log(entropy + 1e-4),
+        "energy": top[:, -1] + xp.log(total),
+        "entropy": xp.log(entropy + 1e-4),
     }

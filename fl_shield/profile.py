@@ -226,7 +226,8 @@ class Profiler:
         self._context = torch.from_numpy(np.stack([_context(view, m) for view in views]))
         ranks = self._ranks.rank(clean) * (m / (m - 1))
         told = torch.cat([z_of_each(clean), ranks], dim=-1)
-        self.references = _assemble(own.columns, told, z_of_each(own.keys), self._context)
+        joined = _joined(own.columns, told, z_of_each(own.keys), self._context)
+        self.references: Floats = joined.float().numpy()
 
     def points(self, rows: Sequence[Tensor], statistics: Tensor) -> Floats:
         """Profile points, each by itself.
@@ -242,6 +243,28 @@ class Profiler:
         -------
         (n, V, 128) float32 array
         """
+        out: Floats = self.live(rows, statistics).float().numpy()
+        return out
+
+    def live(self, rows: Sequence[Tensor], statistics: Tensor) -> Tensor:
+        """Profile points as :meth:`points` does, as a tensor that gradients flow through.
+
+        The references are what they were; ranks, shares and what is clipped have no gradient.
+
+        Returns
+        -------
+        (n, V, 128) float64 tensor
+
+        Examples
+        --------
+        >>> rng = np.random.default_rng(0)
+        >>> clean, odd = rng.normal(size=(20, 6)), torch.full((1, 6), 3.0, requires_grad=True)
+        >>> view = View(name="demo", points=clean, references=clean)
+        >>> found = Profiler([view]).live([odd], torch.full((1, 1, 16), torch.nan))
+        >>> found[0, 0, COLUMNS.index("centre_distance")].backward()
+        >>> bool((odd.grad > 0).all())
+        True
+        """
         found = []
         for group, among in zip(self._groups, self._frames, strict=True):
             stack = torch.stack([rows[i] for i in group]).to(among.centre.dtype)
@@ -249,7 +272,7 @@ class Profiler:
         own = self._joined(found)
         told = statistics.masked_fill(self._masked, 0)  # 0 beside 0s gives 0
         told = torch.cat([self._scale.z(told), self._ranks.rank(told)], dim=-1)
-        return _assemble(own.columns, told, self._keys.z(own.keys), self._context)
+        return _joined(own.columns, told, self._keys.z(own.keys), self._context)
 
     @property
     def n_bytes(self) -> int:
@@ -357,9 +380,8 @@ def _context(view: View, m: int) -> Floats:
     return context
 
 
-def _assemble(columns: Tensor, told: Tensor, keys: Tensor, context: Tensor) -> Floats:
+def _joined(columns: Tensor, told: Tensor, keys: Tensor, context: Tensor) -> Tensor:
+    """Every column (n, V, 128), within the limits."""
     repeated = context[:, None].expand(-1, columns.shape[1], -1)
     joined = torch.cat([columns, told, keys, repeated], dim=-1).transpose(0, 1)
-    clean = joined.nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp(-LIMIT, LIMIT)
-    out: Floats = clean.float().numpy()
-    return out
+    return joined.nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp(-LIMIT, LIMIT)

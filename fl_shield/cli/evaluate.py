@@ -48,6 +48,13 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small, embedded data, held-out triggers only.")
     ] = False,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="No tables: victims that are trained to evade detectors."),
+    ] = False,
+    penalties: Annotated[
+        str, typer.Option(help="With --adaptive: weights of what detectors say; 0 among them.")
+    ] = "0,0.1,1,10",
     data_dir: DataDir = None,
     seed: Seed = 0,
     workers: Annotated[
@@ -61,8 +68,25 @@ def evaluate(
     Every detector is given the same N clean inputs of it. Victims, weights and results are cached:
     a second run goes on where the first one stopped.
 
+    With --adaptive, victims hold the shipped detector (and two peers) and are penalised for what it
+    says of their triggered inputs; --pools, --each, --seed and --penalties choose among them.
+
     Example: [bold]fl-shield evaluate --quick --out runs/evaluation[/bold]
     """
+    if adaptive:
+        from fl_shield.cli.adaptive import evaluate_adaptive
+
+        evaluate_adaptive(
+            out,
+            pools=words(pools) or (QUICK_POOLS[:2] if quick else ()),
+            penalties=penalties,
+            n_each=QUICK["each"] if quick else each,
+            seed=seed,
+            data_dir=data_dir,
+            cache=cache,
+            workers=workers,
+        )
+        return
     from fl_shield.simulations.episodes.clean_models import Workplace
     from fl_shield.simulations.evaluation.campaign import run
     from fl_shield.simulations.evaluation.promises import calibration

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from scipy.spatial.distance import cdist
+from torch import Tensor
 
 from fl_shield.activations import Activations
 from fl_shield.detectors.contract import OnePass, Rule
+from fl_shield.live import constant, doubled, in_rows
 from fl_shield.types import Floats
 
 SPREAD_FLOOR = 0.1
@@ -31,7 +35,8 @@ def unit_scale(references: Floats) -> Floats:
 def nearest_distances(points: Floats, references: Floats, k: int) -> Floats:
     """Euclidean distance of points (n, d) to the k-th nearest of (m, d), in standardised units.
 
-    Where there are fewer than k references the farthest counts.
+    Where there are fewer than k references the farthest counts. Of points that are a tensor the
+    distances are one too, through which gradients flow.
 
     Examples
     --------
@@ -40,9 +45,17 @@ def nearest_distances(points: Floats, references: Floats, k: int) -> Floats:
     [3.0]
     """
     scale = unit_scale(references)
-    distances = cdist(np.asarray(points, dtype=np.float64) / scale, references / scale)
-    nth: Floats = np.sort(distances, axis=1)[:, min(k, len(references)) - 1]
+    own = doubled(points)
+    distances = _distances(own / constant(scale, own), constant(references / scale, own))
+    nth: Floats = in_rows(distances)[:, min(k, len(references)) - 1]
     return nth
+
+
+def _distances(points: Any, references: Any) -> Any:
+    """Euclidean distances (n, m), of arrays or of tensors that gradients flow through."""
+    if isinstance(points, Tensor):
+        return torch.cdist(points, references, compute_mode="donot_use_mm_for_euclid_dist")
+    return cdist(points, references)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fl_shield.activations import Activations
 from fl_shield.detectors.contract import OnePass, Rule
+from fl_shield.live import constant, doubled, library
 from fl_shield.types import Floats
 
 SHRINKAGE = 0.5
@@ -22,6 +23,7 @@ def shrunk_distances(points: Floats, references: Floats, shrinkage: float = SHRI
     Parameters
     ----------
     points : (n, d) float array
+        Or a tensor, through which gradients then flow.
     references : (m, d) float array
         m >= 2.
     shrinkage : float
@@ -38,11 +40,13 @@ def shrunk_distances(points: Floats, references: Floats, shrinkage: float = SHRI
     _, singular, axes = np.linalg.svd(rows - centre, full_matrices=False)
     variance = singular**2 / (len(rows) - 1)
     ridge = shrinkage * max(variance.sum() / rows.shape[1], 1e-12)
-    offset = np.asarray(points, dtype=np.float64) - centre
+    own = doubled(points)
+    centre, axes, variance = (constant(a, own) for a in (centre, axes, variance))
+    offset = own - centre
     inside = offset @ axes.T
     outside = ((offset - inside @ axes) ** 2).sum(1)
     shrunk = (1 - shrinkage) * variance + ridge
-    distances: Floats = np.sqrt((inside**2 / shrunk).sum(1) + outside / ridge)
+    distances: Floats = library(own).sqrt((inside**2 / shrunk).sum(1) + outside / ridge)
     return distances
 
 

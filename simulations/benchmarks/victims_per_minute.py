@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_shield.simulations.episodes.clean_models import Workplace, pool_of
+from fl_shield.simulations.episodes.planting import Victim
 from fl_shield.simulations.episodes.population import POOLS, VictimSetting, training_victims
-from fl_shield.simulations.episodes.victims import Victim, record, train_victims
+from fl_shield.simulations.episodes.victims import record, train_victims
 
 
 @dataclass(frozen=True, kw_only=True)

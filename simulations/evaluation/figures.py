@@ -112,3 +112,43 @@ def score_figure(clean: Floats, triggered: Floats) -> Figure:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def adaptive_figure(points: Sequence[Mapping[str, Any]], ours: str) -> Figure:
+    """AUC of each detector on victims that fight it, over what the fight costs them.
+
+    Parameters
+    ----------
+    points : sequence of mapping
+        See :func:`~fl_shield.simulations.evaluation.adaptive.curves`.
+    ours : str
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained", dpi=150)
+    panels = figure.subplots(1, 2, sharey=True)
+    own = [p for p in points if p["fought"] == p["detector"] and p["auc"] is not None]
+    names = sorted({p["detector"] for p in own}, key=lambda name: (name == ours, name))
+    colours = dict(zip(names, (*COLOURS[: len(names) - 1], OURS_COLOUR), strict=False))
+    for axes, cost, label in (
+        (panels[0], "asr_cost", "loss of attack success"),
+        (panels[1], "accuracy_cost", "loss of accuracy"),
+    ):
+        for name in names:
+            line = sorted((p for p in own if p["detector"] == name), key=lambda p: p["penalty"])
+            width = 2.4 if name == ours else 1.2
+            x, y = [p[cost] for p in line], [p["auc"] for p in line]
+            axes.plot(x, y, "o-", color=colours[name], linewidth=width, markersize=4, label=name)
+            for point in line:
+                axes.annotate(
+                    f"{point['penalty']:g}",
+                    (point[cost], point["auc"]),
+                    textcoords="offset points",
+                    xytext=(4, 4),
+                    fontsize=7,
+                )
+        axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.25)
+    panels[0].set(ylabel="AUC on victims that fight it", ylim=(0, 1.02))
+    if names:
+        panels[0].legend(frameon=False, fontsize=8)
+    return figure

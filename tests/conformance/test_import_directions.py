@@ -22,7 +22,7 @@ TREES = {
 # The order inside the core: a part imports its own row and the rows before it.
 CORE_ROWS = (
     ("fl_shield", "types", "errors", "pretrained"),
-    ("rng", "geometry", "conditioning", "stages"),
+    ("rng", "geometry", "live", "conditioning", "stages"),
     ("leave_one_out", "frame", "standing"),
     ("profile", "training", "metrics", "suspects", "fingerprint"),
     ("pca", "calibration", "activations", "head", "updates", "triggers"),

@@ -22,6 +22,7 @@ from fl_shield.simulations.episodes.clean_models import (
     clean_model,
     pool_of,
 )
+from fl_shield.simulations.episodes.planting import MOST_PSNR, psnr, visible_trigger
 from fl_shield.simulations.episodes.population import VictimSetting, draw_network, draw_victim
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.recordings import (
@@ -32,12 +33,9 @@ from fl_shield.simulations.episodes.recordings import (
 )
 from fl_shield.simulations.episodes.shots import evaluation_shots, reference_index
 from fl_shield.simulations.episodes.victims import (
-    MOST_PSNR,
     N_CLEAN,
     N_REFERENCES,
     N_TRIGGERED,
-    _psnr,
-    _visible_trigger,
     record,
     simulate_victims,
     train_victims,
@@ -229,13 +227,13 @@ def test_backdoors_of_one_network_come_from_one_training(place: Workplace) -> No
 def test_triggers_of_images_can_be_seen(place: Workplace) -> None:
     images = pool_of("digits", place).train.x[:200]
     for seed in range(5):
-        trigger = _visible_trigger("checker", images, np.random.default_rng(seed))
+        trigger = visible_trigger("checker", images, np.random.default_rng(seed))
         change = np.square(trigger.stamp(images[:50]) - images[:50]).mean()
         assert -10 * np.log10(change) <= MOST_PSNR
     faint = np.zeros((9, 1, 200, 200), np.float32)  # no patch that small is ever seen there
-    patch = _visible_trigger("patch", faint, np.random.default_rng(0))
+    patch = visible_trigger("patch", faint, np.random.default_rng(0))
     others = [draw_trigger("patch", faint, np.random.default_rng(0)) for _ in range(3)]
-    assert all(_psnr(patch, faint) <= _psnr(other, faint) for other in others)
+    assert all(psnr(patch, faint) <= psnr(other, faint) for other in others)
 
 
 def test_groups_are_alike_and_of_the_recipes_size(place: Workplace) -> None:
