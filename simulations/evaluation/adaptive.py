@@ -234,11 +234,11 @@ def _row(
 
 def _judged(name: str, recording: Recording, weights: Weights) -> Row | None:
     """What one detector makes of a victim from the defender's clean inputs."""
-    shots, names = evaluation_shots(recording, N_SHOTS), {"name": name, "split": "adaptive"}
+    shots, facts, split = evaluation_shots(recording, N_SHOTS), recording.facts, "adaptive"
     if name in PEERS:
-        return judge(DETECTORS[name](), shots, recording.facts, **names)
+        return judge(DETECTORS[name](), shots, facts, name=name, split=split)
     told = answers(weights, evaluation_profiles(shots, weights.config.representation))
-    return row_of(shots, told.scores, told.p_values, recording.facts, **names)
+    return row_of(shots, told.scores, told.p_values, facts, name=name, split=split)
 
 
 def curves(rows: Sequence[AdaptiveRow]) -> list[dict[str, Any]]:
