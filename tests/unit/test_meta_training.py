@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.episodes.tasks import FEDERATED, Task, is_validation
 from fl_shield.simulations.meta_training import (
     HOLD_OUT,
+    MOST_TURNS,
     N_NULL,
     Parts,
+    balanced,
     best_length,
     calibrated,
     column_scales,
@@ -75,6 +78,21 @@ def test_the_length_of_a_run_is_found_without_the_validation() -> None:
     history = best_length([*TASKS[3:], *unseen], CONFIG, seed=0)
     assert [p.epoch for p in history] == [0, 1, 2, 3]
     assert all(np.isfinite(p.validation_loss) for p in history)
+
+
+def test_domains_take_part_alike() -> None:
+    domains = ["rl-cartpole"] * 50 + ["cv-gtsrb"] * 12 + ["cv-digits"] * 8 + ["nlp-sst2"] * 30
+    turns = balanced(domains, np.random.default_rng(0))
+    often = Counter(domains[i].partition("-")[0] for i in turns)
+    assert often == {"rl": 50, "cv": 50, "nlp": 50}
+    assert set(turns) == set(range(100))
+    each = Counter(turns)
+    assert {each[i] for i in range(50)} == {1}
+    assert {each[i] for i in range(50, 70)} == {2, 3}
+    assert turns == balanced(domains, np.random.default_rng(0))
+    rare = balanced(["rl"] * 50 + ["cv"] * 2, np.random.default_rng(0))
+    assert Counter(rare)[51] == MOST_TURNS
+    assert balanced(["fl-digits"] * 4, np.random.default_rng(0)) == [0, 1, 2, 3]
 
 
 def test_columns_are_standardised_by_training_rows() -> None:
