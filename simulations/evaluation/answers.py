@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fl_shield.activations import views_beside
 from fl_shield.calibration import standardise
@@ -31,6 +31,12 @@ class Profiled:
     profiles: Profiles
     fit_seconds: float
     score_seconds: float
+
+    def last(self, n_views: int) -> Profiled:
+        """Keep the last views only; the times stay those of all."""
+        points, references = self.profiles.points, self.profiles.references
+        kept = Profiles(points=points[:, -n_views:], references=references[:, -n_views:])
+        return replace(self, profiles=kept)
 
 
 @dataclass(frozen=True, kw_only=True)

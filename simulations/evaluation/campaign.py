@@ -19,7 +19,7 @@ from fl_shield.simulations.episodes.recordings import (
 )
 from fl_shield.simulations.episodes.tasks import Task, federated_tasks, victim_tasks
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row
-from fl_shield.simulations.evaluation.learning import ablations, can_learn, weights_file
+from fl_shield.simulations.evaluation.learning import Ablation, ablations, can_learn, weights_file
 from fl_shield.simulations.evaluation.results import Results
 from fl_shield.simulations.evaluation.settings import Evaluation
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split, all_splits
@@ -97,22 +97,30 @@ def contenders_of(
 ) -> list[Contender]:
     """Train the weights of every split, and of every ablation, before anything is judged."""
     training = evaluation.training
-    jobs = [("", split, training, tasks) for split in splits]
-    if evaluation.ablate:
-        main = [split for split in splits if split.name == MAIN_SPLIT]
-        given = [(split, *ablated) for split in main for ablated in ablations(tasks, training)]
-        jobs += [(name, s, how, on) for s, name, how, on in given if can_learn(s, on)]
     found: list[Contender] = []
-    for i, (name, split, how, on) in enumerate(jobs):
-        report("meta-training", i, len(jobs))
-        path = weights_file(split, on, how)
-        if name:
-            called = f"{OURS}/{name}"
-            found.append(Contender(name=called, split=split, path=path, shots=(MAIN_SHOTS,)))
-        else:
-            found += both_ways(split, path, evaluation.shots)
-    report("meta-training", len(jobs), len(jobs))
+    for i, split in enumerate(splits):
+        report("meta-training", i, len(splits))
+        found += both_ways(split, weights_file(split, tasks, training), evaluation.shots)
+    report("meta-training", len(splits), len(splits))
+    for split in splits:
+        if evaluation.ablate and split.name == MAIN_SPLIT:
+            found += _ablated(split, list(ablations(tasks, training)), report)
     return found
+
+
+def _ablated(split: Split, jobs: Sequence[Ablation], report: Report) -> Iterator[Contender]:
+    """Train the weights of every ablation that leaves something to learn from."""
+    for i, job in enumerate(jobs):
+        report("ablations", i, len(jobs))
+        if can_learn(split, job.tasks):
+            yield Contender(
+                name=f"{OURS}/{job.name}",
+                split=split,
+                path=weights_file(split, job.tasks, job.training),
+                shots=(MAIN_SHOTS,),
+                n_views=job.n_views,
+            )
+    report("ablations", len(jobs), len(jobs))
 
 
 def in_order(rows: Sequence[Row], contenders: Sequence[Contender]) -> list[Row]:

@@ -10,11 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fl_shield.activations import Activations
 from fl_shield.meta import MetaConfig, Progress
 from fl_shield.rng import keyed
-from fl_shield.simulations.episodes.tasks import Task
+from fl_shield.simulations.episodes.recording import Recording
+from fl_shield.simulations.episodes.tasks import Task, victim_tasks
 from fl_shield.simulations.evaluation.splits import Split
 from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
+from fl_shield.types import Representation
 
 MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
 """Facts of a victim that follow from the others, or from the machine."""
@@ -40,6 +43,8 @@ class Training:
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no-inner-steps": {"n_inner_steps": 0},
     "one-inner-step": {"n_inner_steps": 1},
+    "inner-rate-0.01": {"inner_lr": 0.01},
+    "inner-rate-0.2": {"inner_lr": 0.2},
     "first-order": {"second_order": False},
     "unconditioned": {"conditioned": False},
     "no-dropout": {"dropout": 0.0},
@@ -86,22 +91,85 @@ def _key(tasks: Sequence[Task], training: Training) -> str:
     """Hash of everything that weights follow from."""
     kept = [{k: v for k, v in task.facts.items() if k not in MEASURED} for task in tasks]
     facts = [json.dumps(each, sort_keys=True, default=str) for each in kept]
-    sizes = [len(task.episodes) for task in tasks]
+    sizes = [[episode.query.shape[1] for episode in task.episodes] for task in tasks]
     described = json.dumps([facts, sizes, asdict(training.config), training.seed])
     return hashlib.sha256(described.encode()).hexdigest()[:20]
 
 
-def ablations(
-    tasks: Sequence[Task], training: Training
-) -> Iterator[tuple[str, Training, Sequence[Task]]]:
-    """Name each ablation, with how its weights are trained and on which tasks."""
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """Weights with one thing changed.
+
+    Attributes
+    ----------
+    name : str
+    training : Training
+    tasks : sequence of Task
+        What they learn from.
+    n_views : int, optional
+        How many of an input's views they read, the last ones; None = all.
+    """
+
+    name: str
+    training: Training
+    tasks: Sequence[Task]
+    n_views: int | None = None
+
+
+def ablations(tasks: Sequence[Task], training: Training) -> Iterator[Ablation]:
+    """Change one thing at a time: settings, representation, views, victims."""
     for name, changes in ABLATIONS.items():
-        yield name, replace(training, config=replace(training.config, **changes)), tasks
+        changed = replace(training, config=replace(training.config, **changes))
+        yield Ablation(name=name, training=changed, tasks=tasks)
+    literal = replace(training.config, representation="pca", conditioned=False)
+    yield Ablation(
+        name="pca-128",
+        training=replace(training, config=literal),
+        tasks=_made_again(tasks, representation="pca"),
+    )
+    head = _made_again(tasks, change=of_last_layer)
+    yield Ablation(name="last-view-only", training=training, tasks=head, n_views=1)
+    yield from _fewer(tasks, training)
+
+
+def _fewer(tasks: Sequence[Task], training: Training) -> Iterator[Ablation]:
     for share in FEWER_VICTIMS:
-        yield f"victims-{share:.0%}", training, _share_of(tasks, share, training.seed)
+        drawn = _share_of(tasks, share, training.seed)
+        yield Ablation(name=f"victims-{share:.0%}", training=training, tasks=drawn)
     for domain in sorted({str(task.facts["domain"]) for task in tasks}):
         rest = [task for task in tasks if task.facts["domain"] != domain]
-        yield f"without-{domain}", training, rest
+        yield Ablation(name=f"without-{domain}", training=training, tasks=rest)
+    cold = [task for task in tasks if task.facts.get("start") != "warm"]
+    yield Ablation(name="without-warm-starts", training=training, tasks=cold)
+
+
+def _made_again(
+    tasks: Sequence[Task],
+    representation: Representation = "profile",
+    change: Callable[[Recording], Recording] = lambda recording: recording,
+) -> list[Task]:
+    """Tasks of the same victims read in another way; federations have no recording, and go."""
+    made = []
+    for task in tasks:
+        if task.recording is not None:
+            recording = change(task.recording)
+            made += victim_tasks([recording], len(task.episodes), representation)
+    return made
+
+
+def of_last_layer(recording: Recording) -> Recording:
+    """Recording of what the head reads, and nothing before it."""
+
+    def last(part: Activations) -> Activations:
+        name = tuple(part.layers)[-1]
+        return Activations(layers={name: part.layers[name]}, logits=part.logits, head=part.head)
+
+    return replace(
+        recording,
+        references=last(recording.references),
+        clean=last(recording.clean),
+        triggered=last(recording.triggered),
+    )
 
 
 def _share_of(tasks: Sequence[Task], share: float, seed: int) -> list[Task]:

@@ -51,6 +51,8 @@ class Contender:
     shots : tuple of int
     n_inner_steps : int, optional
         Steps of the inner loop; the meta-trained number by default, 0 for no adaptation.
+    n_views : int, optional
+        How many of an input's views are read, the last ones; None = all.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Contender:
     path: Path
     shots: tuple[int, ...]
     n_inner_steps: int | None = None
+    n_views: int | None = None
 
     @property
     def is_main(self) -> bool:
@@ -166,7 +169,10 @@ def _judge_by(
     if not (has_row or groups):
         return
     weights = _read(contender.path)
-    told = answers(weights, profiled(weights.config.representation), contender.n_inner_steps)
+    read = profiled(weights.config.representation)
+    if contender.n_views is not None:
+        read = read.last(contender.n_views)
+    told = answers(weights, read, contender.n_inner_steps)
     if groups:
         found.alarms.append(false_alarms(shots, told.p_values, groups))
     if not has_row:

@@ -17,12 +17,13 @@ from fl_shield.detectors import ONE_PASS
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.simulations.episodes.recording import Recording, save_recording
 from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
-from fl_shield.simulations.episodes.tasks import FEDERATED, Task, victim_tasks
+from fl_shield.simulations.episodes.tasks import FEDERATED, Task, federated_tasks, victim_tasks
 from fl_shield.simulations.evaluation import learning, study
 from fl_shield.simulations.evaluation.answers import Profiled, evaluation_profiles
 from fl_shield.simulations.evaluation.campaign import one_thread
 from fl_shield.simulations.evaluation.learning import (
     ABLATIONS,
+    Ablation,
     Training,
     ablations,
     can_learn,
@@ -321,20 +322,43 @@ def test_peers_are_judged_and_those_of_several_passes_have_their_scores_on_recor
 
 def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path) -> None:
     training = _training(tmp_path, conditioned=True)
-    found = {name: (how, on) for name, how, on in ablations(tasks, training)}
+    found = {ablation.name: ablation for ablation in ablations(tasks, training)}
     shares = ["victims-25%", "victims-50%"]
     without = [f"without-{domain}" for domain in ("cv", "fl", "nlp", "rl")]
-    assert list(found) == [*ABLATIONS, *shares, *without]
+    read = ["pca-128", "last-view-only"]
+    assert list(found) == [*ABLATIONS, *read, *shares, *without, "without-warm-starts"]
     for name, changes in ABLATIONS.items():
-        assert found[name] == (replace(training, config=replace(training.config, **changes)), tasks)
-    quarter, half = ([id(t) for t in found[name][1]] for name in shares)
+        changed = replace(training, config=replace(training.config, **changes))
+        assert found[name] == Ablation(name=name, training=changed, tasks=tasks)
+    quarter, half = ([id(t) for t in found[name].tasks] for name in shares)
     assert (len(quarter), len(half)) == (5, 10)  # of 19
     assert set(quarter) < set(half)  # the larger share holds the smaller one
     for name in without:
         domain = name.removeprefix("without-")
-        assert {str(t.facts["domain"]) for t in found[name][1]} == {"cv", "fl", "nlp", "rl"} - {
-            domain
-        }
+        left = {str(t.facts["domain"]) for t in found[name].tasks}
+        assert left == {"cv", "fl", "nlp", "rl"} - {domain}
+
+
+def test_ablations_that_read_otherwise_are_made_of_the_same_recordings(tmp_path: Path) -> None:
+    recordings = [_recording(seed) for seed in range(3)]
+    tasks = [*victim_tasks(recordings, 2), *federated_tasks([[]])]
+    found = {ablation.name: ablation for ablation in ablations(tasks, _training(tmp_path))}
+    plain, literal, head = tasks[0], *(found[n].tasks[0] for n in ("pca-128", "last-view-only"))
+    assert len(found["pca-128"].tasks) == len(found["last-view-only"].tasks) == 3
+    assert not np.array_equal(literal.episodes[0].query, plain.episodes[0].query)
+    assert head.episodes[1].query.shape[1] == found["last-view-only"].n_views == 1
+    np.testing.assert_array_equal(head.episodes[1].labels, plain.episodes[1].labels)
+    assert head.recording is not None
+    assert head.recording.clean.penultimate is not None
+    assert len(head.recording.clean.layers) == 1
+
+
+def test_some_views_are_the_last_ones_of_all() -> None:
+    shots = evaluation_shots(_recording(1), 5)
+    profiled = evaluation_profiles(shots, "profile")
+    last = profiled.last(1).profiles
+    np.testing.assert_array_equal(last.points[:, 0], profiled.profiles.points[:, -1])
+    assert last.references.shape[1] == 1
 
 
 def test_one_thread_and_then_as_many_as_before() -> None:
