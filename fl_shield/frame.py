@@ -64,8 +64,8 @@ class Frame:
         Typical norm of the references.
     units : Units
     centre : (..., 1, d) tensor
-    centred : (..., m, d) tensor
-        References from their centre.
+    references : (..., m, d) tensor
+        As they were given, in single precision where that loses nothing.
     offsets : (..., 1, m) tensor
         Inner products of ``centred`` with the centre.
     lengths, radii : (..., 1, m) tensors
@@ -80,13 +80,18 @@ class Frame:
     scale: Tensor
     units: Units
     centre: Tensor
-    centred: Tensor
+    references: Tensor
     offsets: Tensor
     lengths: Tensor
     radii: Tensor
     typical: Tensor
     axes: Axes
     shape: Tensor
+
+    @property
+    def centred(self) -> Tensor:
+        """References from their centre, (..., m, d): worked out again, for they are the most."""
+        return self.references.to(self.centre.dtype) / self.scale - self.centre
 
 
 def geometry(points: Tensor, references: Tensor) -> Geometry:
@@ -125,7 +130,7 @@ def frame(references: Tensor) -> Frame:
             count=rows.shape[-2],
         ),
         centre=centre,
-        centred=centred,
+        references=_compact(references),
         offsets=centre @ centred.mT,
         lengths=_lengths(rows),
         radii=centred.norm(dim=-1)[..., None, :],
@@ -156,6 +161,12 @@ def beside(points: Tensor, frame: Frame) -> Geometry:
     columns = torch.cat([units, near, span, shape], dim=-1)
     keys = torch.cat([span_keys, near_keys, shape[..., :2], unit_keys], dim=-1)
     return Geometry(columns, keys)
+
+
+def _compact(rows: Tensor) -> Tensor:
+    """Rows in single precision where that loses nothing."""
+    single = rows.detach().float()
+    return single if torch.equal(single.to(rows.dtype), rows) else rows
 
 
 def _typical_norm(references: Tensor) -> Tensor:
