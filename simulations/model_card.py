@@ -134,6 +134,7 @@ def loss_figure(history: Sequence[Progress]) -> Figure:
     axes.plot(epochs, [p.loss for p in history], label="training")
     axes.plot(epochs, [p.validation_loss for p in history], label="held-out sources")
     axes.set(xlabel="epoch", ylabel="balanced cross-entropy")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fl_shield.detectors import ONE_PASS
 from fl_shield.simulations.evaluation.figures import (
@@ -71,6 +73,7 @@ def described(evaluation: Evaluation, results: Results) -> dict[str, Any]:
     splits = list(results.tables)
     return {
         "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, torch {torch.__version__}",
         "settings": {
             **{k: v for k, v in evaluation.__dict__.items() if k not in ("place", "n_workers")},
             "pools": evaluation.curriculum.pools(),
