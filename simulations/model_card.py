@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fl_shield.detector import Adapted, Weights
 from fl_shield.meta import Episode, MetaConfig, Progress
@@ -134,7 +135,7 @@ def loss_figure(history: Sequence[Progress]) -> Figure:
     axes.plot(epochs, [p.loss for p in history], label="training")
     axes.plot(epochs, [p.validation_loss for p in history], label="held-out sources")
     axes.set(xlabel="epoch", ylabel="balanced cross-entropy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
