@@ -99,7 +99,10 @@ def cases_of(pools: Sequence[str], *, with_files: bool) -> tuple[Case, ...]:
         if (not pools or case.pool in pools) and (with_files or not POOLS[case.pool].files)
     )
     if not found:
-        raise ScenarioError(f"{', '.join(pools)} are read from files: give --data-dir")
+        raise ScenarioError(
+            f"these data sets are read from files: {', '.join(pools)}; point --data-dir at the "
+            "folder that holds them"
+        )
     return found
 
 

@@ -82,7 +82,7 @@ def test_tables_are_written(folder: Path) -> None:
         (n, budget) for n in (5, 20) for budget in (0.05, 0.01)
     }
     kept = {x["victims"]: x["n_victims"] for x in lines}
-    assert kept == {"held-out triggers": 2, "all": 4}
+    assert kept == {"held-out triggers": 2, "all": 4, "left-out data sets": 12}
     assert found["transfer"] == {}
     assert found["settings"]["pools"] == list(KEPT)
     assert {row["n_victims"] for row in found["victims"]} == {1}

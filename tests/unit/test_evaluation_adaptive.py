@@ -243,7 +243,7 @@ def test_cases_are_known_data_networks_and_triggers() -> None:
     assert cases_of((), with_files=True) == CASES
     with pytest.raises(ScenarioError, match=r"are digits, gtsrb, .* got 'pong'"):
         cases_of(("digits", "pong"), with_files=False)
-    with pytest.raises(ScenarioError, match="gtsrb are read from files: give --data-dir"):
+    with pytest.raises(ScenarioError, match="read from files: gtsrb; point --data-dir"):
         cases_of(("gtsrb",), with_files=False)
 
 

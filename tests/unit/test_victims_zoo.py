@@ -73,7 +73,7 @@ def test_the_seed_gives_the_weights_and_the_global_generator_is_left_alone(name:
 
 
 def test_an_unknown_network_names_the_known_ones() -> None:
-    with pytest.raises(ScenarioError, match=r"cnn, mlp, .*text-cnn.*got 'alexnet'"):
+    with pytest.raises(ScenarioError, match=r"cnn, lenet, mlp, .*text-cnn.*got 'alexnet'"):
         _build("alexnet", (1, 8, 8))
 
 
