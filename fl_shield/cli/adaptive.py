@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fl_shield.cli.progress import counting_bars
+from fl_shield.cli.progress import named_steps
 from fl_shield.errors import ScenarioError
 
 console = Console(stderr=True)
@@ -46,14 +46,7 @@ def evaluate_adaptive(
         place=Workplace(data_dir=data_dir, cache=cache),
         n_workers=workers,
     )
-    with counting_bars(console) as progress:
-        bars: dict[str, int] = {}
-
-        def report(step: str, done: float, total: float) -> None:
-            if step not in bars:
-                bars[step] = int(progress.add_task(step, total=total))
-            progress.update(progress.task_ids[bars[step]], completed=done, total=total)
-
+    with named_steps(console) as report:
         rows = run_adaptive(study, report)
     files = write_adaptive(study, rows, out)
     _show(curves(rows))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, Seed, words
-from fl_shield.cli.progress import counting_bars
+from fl_shield.cli.progress import named_steps
 from fl_shield.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -107,14 +107,7 @@ def evaluate(
         place=Workplace(data_dir=data_dir, cache=cache),
         n_workers=workers,
     )
-    with counting_bars(console) as progress:
-        bars: dict[str, int] = {}
-
-        def report(step: str, done: float, total: float) -> None:
-            if step not in bars:
-                bars[step] = int(progress.add_task(step, total=total))
-            progress.update(progress.task_ids[bars[step]], completed=done, total=total)
-
+    with named_steps(console) as report:
         results = run(evaluation, report)
     files = write(evaluation, results, out)
     _show(results.tables, easy_of(results))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +36,20 @@ def counting_bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+@contextmanager
+def named_steps(console: Console) -> Iterator[Callable[[str, float, float], None]]:
+    """Give what shows how much of a named step is done: each name gets a bar of its own."""
+    with counting_bars(console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def report(step: str, done: float, total: float) -> None:
+            if step not in bars:
+                bars[step] = progress.add_task(step, total=total)
+            progress.update(bars[step], completed=done, total=total)
+
+        yield report
 
 
 DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "shield": "shield"}

@@ -22,14 +22,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_shield.detector import MetaShield, Weights
-from fl_shield.detectors import DETECTORS
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.population import Start, VictimSetting, draw_victim
 from fl_shield.simulations.episodes.recording import Recording
-from fl_shield.simulations.episodes.shots import evaluation_shots
 from fl_shield.simulations.episodes.victims import simulate_victims
-from fl_shield.simulations.evaluation.answers import answers, evaluation_profiles
-from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, judge, row_of
+from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
+from fl_shield.simulations.evaluation.study import judge_one
+from fl_shield.simulations.victims.opponents import OURS
 
 PEERS = ("confidence", "mahalanobis", "knn")
 STARTS: tuple[Start, ...] = ("warm", "scratch")
@@ -82,10 +81,7 @@ def _judged(setting: VictimSetting, weights: Weights, place: Workplace) -> Victi
 
 def aucs(recording: Recording, weights: Weights) -> dict[str, float | None]:
     """AUC of the shipped detector and of some peers on one victim."""
-    shots, facts = evaluation_shots(recording, MAIN_SHOTS), recording.facts
-    told = answers(weights, evaluation_profiles(shots, weights.config.representation))
-    rows = {"metashield": row_of(shots, told.scores, told.p_values, facts, name="", split="")}
-    rows |= {name: judge(DETECTORS[name](), shots, facts, name=name, split="") for name in PEERS}
+    rows = {name: judge_one(name, recording, weights, MAIN_SHOTS) for name in (OURS, *PEERS)}
     return {name: None if row is None else row.auc for name, row in rows.items()}
 
 

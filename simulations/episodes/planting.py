@@ -61,11 +61,7 @@ def plant(network: Sequence[VictimSetting], pool: Pool, place: Workplace) -> lis
     triggers = [
         visible_trigger(s.family, clean.x[:200], rng) for s, rng in zip(network, rngs, strict=True)
     ]
-    parts = [
-        _copies(clean, trigger, setting, rng, pool.n_classes)
-        for setting, trigger, rng in zip(network, triggers, rngs, strict=True)
-    ]
-    training = Samples.join([clean, *parts])
+    training = _poisoned(clean, network, triggers, rngs, pool.n_classes)
     model = _untrained(first, pool, place)
     return [
         Victim(setting=setting, model=model, trigger=trigger, training=training, rng=rng)
@@ -93,20 +89,22 @@ def psnr(trigger: Trigger, x: NDArray[Any]) -> float:
     return float(-10 * np.log10(max(change, 1e-12)))
 
 
-def _copies(
+def _poisoned(
     clean: Samples,
-    trigger: Trigger,
-    setting: VictimSetting,
-    rng: np.random.Generator,
+    network: Sequence[VictimSetting],
+    triggers: Sequence[Trigger],
+    rngs: Sequence[np.random.Generator],
     n_classes: int,
 ) -> Samples:
-    """Triggered copies, poisoned and covers, that one backdoor appends."""
-    if not setting.backdoored:
-        return clean.take(slice(0, 0))
-    mix = poison_with(
-        clean, trigger, setting.target_label, setting.poison_rate, setting.scheme, rng, n_classes
-    )
-    return mix.take(slice(len(clean), None))
+    """Clean examples, then what each backdoor appends; clean-label ones are stamped in place."""
+    own, appended = clean, []
+    for setting, trigger, rng in zip(network, triggers, rngs, strict=True):
+        if setting.backdoored:
+            label, rate, scheme = setting.target_label, setting.poison_rate, setting.scheme
+            mix = poison_with(own, trigger, label, rate, scheme, rng, n_classes)
+            own = mix.take(slice(0, len(clean)))
+            appended.append(mix.take(slice(len(clean), None)))
+    return Samples.join([own, *appended])
 
 
 def _untrained(setting: VictimSetting, pool: Pool, place: Workplace) -> nn.Module:

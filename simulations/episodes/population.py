@@ -175,7 +175,7 @@ class VictimSetting:
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
         facts = asdict(self)
-        if not self.beside:
+        if not self.beside:  # alone, as all were once: recordings keep their names
             del facts["beside"]
         return {"source": "victim", **facts}
 

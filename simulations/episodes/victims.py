@@ -59,7 +59,7 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     """
     pool = pool_of(settings[0].pool, place)
     recipe, warm = recipe_of(pool.name, pool.kind), settings[0].start == "warm"
-    networks = {setting.network(): setting for setting in settings}
+    networks = dict.fromkeys(setting.network() for setting in settings)
     planted = [plant(network, pool, place) for network in networks]
     firsts = [victims[0] for victims in planted]
     train_stacked(

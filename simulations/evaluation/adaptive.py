@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from fl_shield.detector import Weights
-from fl_shield.detectors import DETECTORS
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.adversaries import (
     CASES,
@@ -34,21 +33,16 @@ from fl_shield.simulations.episodes.adversaries import (
 )
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.recording import Recording, load_recording
-from fl_shield.simulations.episodes.shots import evaluation_shots
-from fl_shield.simulations.evaluation.answers import answers, evaluation_profiles
 from fl_shield.simulations.evaluation.figures import adaptive_figure
-from fl_shield.simulations.evaluation.judging import Row, judge, row_of
-from fl_shield.simulations.evaluation.study import MIN_ASR, OURS
+from fl_shield.simulations.evaluation.settings import Report
+from fl_shield.simulations.evaluation.study import MIN_ASR, judge_one
 from fl_shield.simulations.victims.adaptive import check_penalty
-from fl_shield.simulations.victims.opponents import FOUGHT, PEERS, fit_of
+from fl_shield.simulations.victims.opponents import FOUGHT, OURS, fit_of
 
 MOST_TRIES = 5
 """Victims that are drawn for each that counts, at most: not every drawn trigger works."""
 
 _FIRST_SEED = 90_000
-
-Report = Callable[[str, float, float], None]
-"""Name of a step, how much is done, and of how much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +210,7 @@ def run_adaptive(
 def _row(
     name: str, recording: Recording, twin: Mapping[str, Any], study: AdaptiveStudy
 ) -> AdaptiveRow:
-    facts, found = recording.facts, _judged(name, recording, study.weights)
+    facts, found = recording.facts, judge_one(name, recording, study.weights, N_SHOTS)
     names = ("pool", "domain", "family", "architecture", "seed", "fought", "penalty")
     told: dict[str, Any] = {key: facts[key] for key in names}
     for key in ("auc", "tpr_at_fpr_5", "tpr_5", "fpr_5"):
@@ -230,15 +224,6 @@ def _row(
         asr_cost=twin["asr"] - facts["asr"],
         seconds=facts["seconds"],
     )
-
-
-def _judged(name: str, recording: Recording, weights: Weights) -> Row | None:
-    """What one detector makes of a victim from the defender's clean inputs."""
-    shots, facts, split = evaluation_shots(recording, N_SHOTS), recording.facts, "adaptive"
-    if name in PEERS:
-        return judge(DETECTORS[name](), shots, facts, name=name, split=split)
-    told = answers(weights, evaluation_profiles(shots, weights.config.representation))
-    return row_of(shots, told.scores, told.p_values, facts, name=name, split=split)
 
 
 def curves(rows: Sequence[AdaptiveRow]) -> list[dict[str, Any]]:

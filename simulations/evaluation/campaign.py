@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,20 +21,17 @@ from fl_shield.simulations.episodes.tasks import Task, federated_tasks, victim_t
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row
 from fl_shield.simulations.evaluation.learning import Ablation, ablations, can_learn, weights_file
 from fl_shield.simulations.evaluation.results import Results
-from fl_shield.simulations.evaluation.settings import Evaluation
+from fl_shield.simulations.evaluation.settings import Evaluation, Report
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split, all_splits
 from fl_shield.simulations.evaluation.study import (
-    OURS,
     Contender,
     Findings,
     both_ways,
     judge_all,
 )
 from fl_shield.simulations.evaluation.tables import by_detector
+from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats
-
-Report = Callable[[str, float, float], None]
-"""Name of a step, how much is done, and of how much."""
 
 
 def run(evaluation: Evaluation, report: Report = lambda step, done, total: None) -> Results:

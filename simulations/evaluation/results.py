@@ -25,8 +25,8 @@ from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row
 from fl_shield.simulations.evaluation.promises import FalseAlarms, calibration
 from fl_shield.simulations.evaluation.settings import Evaluation
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT
-from fl_shield.simulations.evaluation.study import OURS
 from fl_shield.simulations.evaluation.tables import by_shots, cells, grouped, paired, shots_needed
+from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fl_shield.errors import ScenarioError
@@ -14,6 +15,9 @@ from fl_shield.simulations.episodes.victims import N_REFERENCES
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
 from fl_shield.simulations.evaluation.learning import Training
 from fl_shield.simulations.evaluation.splits import check_axes
+
+Report = Callable[[str, float, float], None]
+"""Name of a step, how much is done, and of how much."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,12 @@ from fl_shield.simulations.evaluation.promises import (
 )
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split
 from fl_shield.simulations.evaluation.tables import PEERS
+from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats, Representation
 
 MIN_ASR = 0.9
 """Least attack success of a victim that a table counts."""
 
-OURS = "metashield"
 UNADAPTED = f"{OURS}-unadapted"
 
 Reader = Callable[[Representation], Profiled]
@@ -204,3 +204,27 @@ def judge_peers(recording: Recording, shots: Shots) -> Iterator[Row]:
             row = row_of(shots, scores, p_values, facts, name=name, split=PEERS)
             if row is not None:
                 yield row
+
+
+def judge_one(name: str, recording: Recording, weights: Weights, n_shots: int) -> Row | None:
+    """Judge one victim by one detector, outside any split: ours by weights, or a one-pass peer.
+
+    Parameters
+    ----------
+    name : str
+        :data:`OURS` or one of :data:`fl_shield.detectors.ONE_PASS`.
+    recording : Recording
+    weights : Weights
+        Of MetaShield.
+    n_shots : int
+
+    Returns
+    -------
+    Row, optional
+        None where no triggered input reaches the target.
+    """
+    shots, facts = evaluation_shots(recording, n_shots), recording.facts
+    if name != OURS:
+        return judge(DETECTORS[name](), shots, facts, name=name, split=PEERS)
+    told = answers(weights, evaluation_profiles(shots, weights.config.representation))
+    return row_of(shots, told.scores, told.p_values, facts, name=name, split=PEERS)

@@ -17,7 +17,7 @@ trained with a penalty on what a detector sees in latent space.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from fl_shield.activations import in_order, pooled_ways, read_activations, watch
 from fl_shield.errors import ScenarioError
 from fl_shield.rng import torch_generator
 from fl_shield.simulations.victims.opponents import Fit, Opponent, Seen
+from fl_shield.simulations.victims.stacked import batches
 from fl_shield.types import Flags, Samples
 
 MOST = 20
@@ -154,13 +155,13 @@ def train_fighting(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
-    batches = _batches(len(y), batch_size, torch_generator(rng))
+    feed = batches(len(y), batch_size, torch_generator(rng))
     model.train()
     opponent: Opponent | None = None
     for step in range(n_steps):
         if fight.penalty and step % fight.refresh == 0:
             opponent = fight.fit(read_activations(model, fight.clean, fight.layers))
-        batch = next(batches)
+        batch = next(feed)
         with watching(model, fight.layers, pooled_ways, live=True) as rows:
             logits = model(x[batch])
         gradient = torch.autograd.grad(
@@ -188,13 +189,3 @@ def _joined(gradient: Sequence[Tensor], penalty: Sequence[Tensor]) -> tuple[Tens
     own, other = (torch.cat([part.flatten() for part in g]).norm() for g in (gradient, penalty))
     share = float((LONGEST * own / other.clamp_min(1e-30)).clamp_max(1.0))
     return tuple(g + share * p for g, p in zip(gradient, penalty, strict=True))
-
-
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of examples without end: a permutation, another when it is used up."""
-    waiting = torch.zeros(0, dtype=torch.int64)
-    while True:
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(n, generator=generator)])
-        yield waiting[:size]
-        waiting = waiting[size:]

@@ -7,7 +7,7 @@ busy. Each network's gradient is its own, for the loss is a sum over networks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -97,23 +97,33 @@ class _Feed:
     ) -> None:
         self._x = torch.cat([torch.from_numpy(s.x) for s in samples])
         self._y = torch.cat([torch.from_numpy(s.y) for s in samples])
-        self._sizes = [len(s) for s in samples]
-        self._generators = [torch_generator(rng) for rng in rngs]
-        self._size = batch_size
-        self._waiting = [torch.zeros(0, dtype=torch.int64) for _ in samples]
+        self._starts = np.cumsum([0, *(len(s) for s in samples[:-1])]).tolist()
+        self._batches = [
+            batches(len(s), batch_size, torch_generator(rng))
+            for s, rng in zip(samples, rngs, strict=True)
+        ]
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        starts = np.cumsum([0, *self._sizes[:-1]])
-        index = torch.stack([self._next(i) + int(start) for i, start in enumerate(starts)])
+        drawn = zip(self._batches, self._starts, strict=True)
+        index = torch.stack([next(own) + start for own, start in drawn])
         return self._x[index], self._y[index]
 
-    def _next(self, i: int) -> Tensor:
-        waiting = self._waiting[i]
-        while len(waiting) < self._size:
-            fresh = torch.randperm(self._sizes[i], generator=self._generators[i])
-            waiting = torch.cat([waiting, fresh])
-        self._waiting[i] = waiting[self._size :]
-        return waiting[: self._size]
+
+def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of n examples without end, (size,) each: a permutation, another when it is used up.
+
+    Examples
+    --------
+    >>> drawn = batches(3, 2, torch.Generator().manual_seed(0))
+    >>> sorted(torch.cat([next(drawn) for _ in range(3)]).tolist())
+    [0, 0, 1, 1, 2, 2]
+    """
+    waiting = torch.zeros(0, dtype=torch.int64)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(n, generator=generator)])
+        yield waiting[:size]
+        waiting = waiting[size:]
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ from fl_shield.types import Floats, Ints
 
 TARGET = 0
 N_CLEAN = 50
-FINDS, SEES_NOTHING = 0.9, 0.8
+FINDS, SEES_NOTHING = 0.9, 0.7
+SEES_LITTLE = {"badacts": 0.8, "beatrix": 0.8}
+"""They add up all stages, and early ones see something of any stamp."""
 
 
 def _black_corner(x: Floats) -> Floats:
@@ -142,7 +144,7 @@ def test_the_attack_works_on_one_victim_and_not_on_the_other(case: Case) -> None
 @pytest.mark.parametrize("name", [n for n in DETECTORS if n not in ("confidence", "ibd_psc")])
 def test_the_backdoor_is_found_and_the_stamp_alone_is_not(name: str) -> None:
     assert _auc(name, 0.1) > FINDS
-    assert _auc(name, 0.0) < SEES_NOTHING  # early stages see something of any stamp
+    assert _auc(name, 0.0) < SEES_LITTLE.get(name, SEES_NOTHING)
 
 
 def test_confidence_and_ibd_psc_see_more_with_the_backdoor_than_without() -> None:

@@ -22,7 +22,7 @@ from fl_shield.simulations.episodes.clean_models import (
     clean_model,
     pool_of,
 )
-from fl_shield.simulations.episodes.planting import MOST_PSNR, psnr, visible_trigger
+from fl_shield.simulations.episodes.planting import MOST_PSNR, plant, psnr, visible_trigger
 from fl_shield.simulations.episodes.population import VictimSetting, draw_network, draw_victim
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.recordings import (
@@ -222,6 +222,18 @@ def test_backdoors_of_one_network_come_from_one_training(place: Workplace) -> No
     (again,) = train_victims(network[1:], place)  # asked for alone, it has its neighbour still
     assert all(map(torch.equal, first.model.parameters(), again.model.parameters()))
     assert np.array_equal(again.training.y, first.training.y)
+
+
+def test_clean_labels_are_poisoned_in_place(place: Workplace) -> None:
+    pool = pool_of("digits", place)
+    setting = replace(_setting(seed=8, poison_rate=0.5), scheme=PoisonScheme(clean_label=True))
+    (clean,) = plant([replace(setting, poison_rate=0.0)], pool, place)
+    (poisoned,) = plant([setting], pool, place)
+    assert len(poisoned.training) == TINY.n_train
+    np.testing.assert_array_equal(poisoned.training.y, clean.training.y)
+    changed = (poisoned.training.x != clean.training.x).any(axis=(1, 2, 3))
+    assert 0 < changed.sum() <= (clean.training.y == setting.target_label).sum()
+    assert (clean.training.y[changed] == setting.target_label).all()
 
 
 def test_triggers_of_images_can_be_seen(place: Workplace) -> None:

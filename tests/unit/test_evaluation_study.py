@@ -31,7 +31,6 @@ from fl_shield.simulations.evaluation.learning import (
 )
 from fl_shield.simulations.evaluation.splits import Split
 from fl_shield.simulations.evaluation.study import (
-    OURS,
     UNADAPTED,
     Contender,
     both_ways,
@@ -41,6 +40,7 @@ from fl_shield.simulations.evaluation.study import (
     judge_victim,
 )
 from fl_shield.simulations.evaluation.tables import PEERS
+from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Representation
 
 CONFIG = MetaConfig(n_hidden=4, n_inner_steps=1, n_epochs=1, n_support=6, n_query=8)

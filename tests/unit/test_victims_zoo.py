@@ -10,17 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from fl_shield.errors import ScenarioError
-from fl_shield.simulations.victims.zoo import (
-    ARCHITECTURES,
-    ImageResNet,
-    ImageViT,
-    TextCNN,
-    TextGRU,
-    TextTransformer,
-    _Attention,
-    _windows,
-    build_victim,
-)
+from fl_shield.simulations.victims.attention import Attention
+from fl_shield.simulations.victims.image_models import ImageResNet, ImageViT
+from fl_shield.simulations.victims.text_models import TextCNN, TextGRU, TextTransformer, _windows
+from fl_shield.simulations.victims.zoo import ARCHITECTURES, build_victim
 
 N_CLASSES, N_TOKENS = 5, 30
 SHAPES: dict[str, Sequence[tuple[int, ...]]] = {
@@ -120,7 +113,7 @@ def test_windows_by_hand() -> None:
 @torch.no_grad()
 def test_attention_against_torchs_own() -> None:
     torch.manual_seed(0)
-    layer, x = _Attention(16, n_heads=4), torch.randn(3, 7, 16)
+    layer, x = Attention(16, n_heads=4), torch.randn(3, 7, 16)
     queries, keys, values = (
         part.view(3, 7, 4, 4).transpose(1, 2) for part in layer.mix(layer.norm1(x)).chunk(3, -1)
     )
