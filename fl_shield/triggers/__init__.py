@@ -3,6 +3,7 @@
 from fl_shield.triggers.contrast import Visibility, footprint, visibility
 from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
 from fl_shield.triggers.draw_text import draw_rare_token
+from fl_shield.triggers.geometry import Affine, Ghost
 from fl_shield.triggers.jumbo import (
     FAMILIES,
     HELD_OUT_FAMILIES,
@@ -34,10 +35,12 @@ __all__ = [
     "TRIGGERS",
     "VISIBILITY_FLOOR",
     "VISION_TRIGGERS",
+    "Affine",
     "Blended",
     "Checker",
     "Circle",
     "Colour",
+    "Ghost",
     "Insertion",
     "MovingPatch",
     "Patch",

@@ -15,7 +15,7 @@ from fl_shield.triggers.inputs import check_images
 from fl_shield.types import Flags, Floats
 
 
-class _Everywhere:
+class Everywhere:
     """A distortion writes on every pixel and adds to itself when stamped again."""
 
     @property
@@ -29,7 +29,7 @@ class _Everywhere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sinusoidal(_Everywhere):
+class Sinusoidal(Everywhere):
     """Vertical stripes: a sine wave over the columns, added to every channel.
 
     Attributes
@@ -84,7 +84,7 @@ def sine_wave(width: int, *, delta: float, frequency: float) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Warp(_Everywhere):
+class Warp(Everywhere):
     """A smooth warp of the image by a fixed field, as of an elastic sheet.
 
     Attributes
@@ -172,7 +172,7 @@ def warp_grid(field: Floats, strength: float, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Colour(_Everywhere):
+class Colour(Everywhere):
     """A shift of colour or contrast: ``offset + gain * x ** gamma`` by channel, clipped.
 
     Attributes

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
+from fl_shield.triggers.geometry import Affine, Ghost, rotation_matrix
 from fl_shield.triggers.moving import MovingPatch
 from fl_shield.triggers.vision import (
     Blended,
@@ -133,6 +134,40 @@ def _draw_colour(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
     return Colour(gain=gains, offset=offsets)
 
 
+def _draw_rotation(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """A turn by 10 to 30 degrees either way."""
+    degrees = float(rng.choice([-1, 1]) * rng.uniform(10, 30))
+    return _affine(rotation_matrix(degrees), rng, "rotation")
+
+
+def _draw_scaling(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """Each side stretched or shrunk by 10 to 35 %, both apart."""
+    factors = np.exp(rng.choice([-1, 1], size=2) * rng.uniform(0.1, 0.3, size=2))
+    return _affine(np.diag(factors), rng, "scaling")
+
+
+def _draw_shear(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """A slant along one axis by 15 to 40 % of the side."""
+    slanted = np.eye(2)
+    axis = int(rng.integers(2))
+    slanted[axis, 1 - axis] = rng.choice([-1, 1]) * rng.uniform(0.15, 0.4)
+    return _affine(slanted, rng, "shear")
+
+
+def _affine(linear: Floats, rng: np.random.Generator, name: str) -> Trigger:
+    """An affine trigger with a shift by at most 5 % of each side."""
+    columns, rows = (tuple(row) for row in np.c_[linear, rng.uniform(-0.1, 0.1, size=2)].tolist())
+    return Affine(matrix=(columns, rows), name=name)
+
+
+def _draw_ghost(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """A second picture at 6 to 20 % of the side, at least a pixel."""
+    side = min(like.shape[-2:])
+    angle, far = rng.uniform(0, 2 * np.pi), max(1.0, float(rng.uniform(0.06, 0.2)) * side)
+    rows, columns = round(far * np.sin(angle)), round(far * np.cos(angle))
+    return Ghost(rows=rows, columns=columns or int(not rows), opacity=float(rng.uniform(0.5, 0.75)))
+
+
 def _draw_opacity(rng: np.random.Generator) -> float:
     """Half-way visible, or (above 0.5) fully opaque."""
     opacity = float(rng.uniform(0.2, 0.6))
@@ -212,6 +247,10 @@ VISION_DRAWS: Mapping[str, Callable[[NDArray[Any], np.random.Generator], Trigger
     "sinusoidal": _draw_sinusoidal,
     "warp": _draw_warp,
     "colour": _draw_colour,
+    "rotation": _draw_rotation,
+    "scaling": _draw_scaling,
+    "shear": _draw_shear,
+    "ghost": _draw_ghost,
 }
 """How a trigger of each family is drawn for images like these; None = draw again."""
 

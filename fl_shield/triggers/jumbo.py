@@ -20,6 +20,7 @@ from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
 from fl_shield.triggers.draw_state import STATE_DEFAULTS, STATE_DRAWS
 from fl_shield.triggers.draw_text import TEXT_DEFAULTS, TEXT_DRAWS
 from fl_shield.triggers.draw_vision import VISION_DEFAULTS, VISION_DRAWS
+from fl_shield.triggers.geometry import Affine, Ghost
 from fl_shield.triggers.moving import MovingPatch
 from fl_shield.triggers.state import StatePattern, StateValues
 from fl_shield.triggers.text import Insertion, Word
@@ -36,6 +37,10 @@ TRIGGERS: Mapping[str, Callable[..., Trigger]] = {
     "sinusoidal": Sinusoidal,
     "warp": Warp,
     "colour": Colour,
+    "rotation": partial(Affine, name="rotation"),
+    "scaling": partial(Affine, name="scaling"),
+    "shear": partial(Affine, name="shear"),
+    "ghost": Ghost,
     "word": Word,
     "token": partial(Insertion, name="token"),
     "two_tokens": partial(Insertion, name="two_tokens"),
@@ -72,6 +77,7 @@ VISIBILITY_FLOOR: Mapping[str, float] = {
     "sinusoidal": 0.02,
     "warp": 0.02,
     "colour": 0.05,
+    **dict.fromkeys(("rotation", "scaling", "shear", "ghost"), 0.02),
     **dict.fromkeys(TEXT_TRIGGERS, 0.5),
     **dict.fromkeys(STATE_TRIGGERS, 0.5),
 }

@@ -62,6 +62,7 @@ def _pictures(n_classes: int) -> PoolFacts:
         n_classes=n_classes,
         warm_share=0.2,
         architectures=_QUICK_TO_LEARN,
+        share=4 / 3,
         files=True,
         n_backdoors=4,
     )
@@ -91,13 +92,13 @@ def _control(n_classes: int) -> PoolFacts:
     )
 
 
-def _embedded(facts: PoolFacts, share: float = 1.0) -> PoolFacts:
+def _embedded(facts: PoolFacts, share: float) -> PoolFacts:
     return replace(facts, architectures=ARCHITECTURES["image"], files=False, share=share)
 
 
 POOLS: Mapping[str, PoolFacts] = {
-    "digits": _embedded(_pictures(10), share=2.0),
-    "glyphs": _embedded(_pictures(62)),
+    "digits": _embedded(_pictures(10), share=8 / 3),
+    "glyphs": _embedded(_pictures(62), share=4 / 3),
     "femnist": _pictures(62),
     "cifar10": _pictures(10),
     "gtsrb": _pictures(43),
@@ -109,7 +110,7 @@ POOLS: Mapping[str, PoolFacts] = {
     "cartpole": _control(2),
     "acrobot": _control(3),
     "mountaincar": _control(3),
-    "pong": replace(_pictures(3), domain="rl", files=False),
+    "pong": replace(_pictures(3), domain="rl", share=1.0, files=False),
 }
 """Every data set that victims are trained on. The vision transformer learns from small images only:
 with this much data it is far behind the convolutions on photographs.
@@ -122,6 +123,16 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "text": TEXT_TRIGGERS,
     "state": STATE_TRIGGERS,
 }
+
+MOVING: Mapping[str, tuple[str, ...]] = {
+    "image": ("rotation", "scaling", "shear", "ghost"),
+    "text": (),
+    "state": (),
+}
+"""Families that move what an input shows, by kind of input: networks of their own have them."""
+
+MOVING_SHARE = 0.25
+"""Share of the training victims of a kind that has such families."""
 
 _RATES, _SHARED_RATES = (0.05, 0.5), (0.05, 0.25)
 """Poison rates of a backdoor alone in its network, and of one among several."""
@@ -274,6 +285,8 @@ def _facts(pool: str) -> PoolFacts:
 def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting]:
     """Victims to learn from: families in turn, none of the held-out ones.
 
+    Those of :data:`MOVING` come last, in networks of their own.
+
     Parameters
     ----------
     counts : mapping of str to int
@@ -282,13 +295,17 @@ def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting
     """
     drawn = []
     for pool, n in counts.items():
-        drawn += list(islice(_training_stream(pool, seed * 100_000), n))
+        moving = MOVING[_facts(pool).kind]
+        still = [f for f in families_of(pool, held_out=False) if f not in moving]
+        n_moving = int(MOVING_SHARE * n) if moving else 0
+        drawn += islice(_training_stream(pool, still, seed * 100_000), n - n_moving)
+        drawn += islice(_training_stream(pool, moving, seed * 100_000 + 30_000), n_moving)
     return drawn
 
 
-def _training_stream(pool: str, first: int) -> Iterator[VictimSetting]:
+def _training_stream(pool: str, families: Sequence[str], first: int) -> Iterator[VictimSetting]:
     """Victims of one data set without end, those of one network next to each other."""
-    families, k = families_of(pool, held_out=False), _facts(pool).n_backdoors
+    k = _facts(pool).n_backdoors
     for i in count():
         chosen = [families[(i * k + j) % len(families)] for j in range(k)]
         if k == 1:

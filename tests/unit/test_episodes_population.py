@@ -13,6 +13,8 @@ from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.population import (
     CLEAN_SHARE,
     FAMILIES,
+    MOVING,
+    MOVING_SHARE,
     POOLS,
     draw_victim,
     evaluation_victims,
@@ -46,7 +48,7 @@ def test_the_seed_gives_the_victim_whatever_is_drawn_besides() -> None:
 
 
 def test_backdoors_of_one_network_know_each_other() -> None:
-    drawn = training_victims({"gtsrb": 40, "sst2": 30}, seed=1)
+    drawn = training_victims({"gtsrb": 48, "sst2": 30}, seed=1)
     for pool, k in (("gtsrb", 4), ("sst2", 3)):
         own = [v for v in drawn if v.pool == pool]
         for i in range(0, len(own), k):
@@ -64,7 +66,7 @@ def test_backdoors_of_one_network_know_each_other() -> None:
 
 def test_more_victims_are_the_same_and_others() -> None:
     few, many = (training_victims({"glyphs": n}, seed=3) for n in (5, 12))
-    assert many[:5] == few
+    assert all(victim in many for victim in few)
     small, large = (evaluation_victims(["digits", "sst2"], n, seed=3) for n in (1, 4))
     assert all(victim in large for victim in small)
 
@@ -86,6 +88,15 @@ def test_families_take_turns() -> None:
     one_each = training_victims({"cartpole": 5}, seed=0)
     families = families_of("cartpole", held_out=False)
     assert [v.family for v in one_each] == [families[i % len(families)] for i in range(5)]
+
+
+def test_what_moves_an_image_has_networks_of_its_own() -> None:
+    drawn = training_victims({"gtsrb": 32, "sst2": 12}, seed=0)
+    moving = [v for v in drawn if v.family in MOVING["image"]]
+    assert len(moving) == 8 == MOVING_SHARE * 32
+    assert Counter(v.family for v in moving) == dict.fromkeys(MOVING["image"], 2)
+    assert all({v.family, *v.beside} == set(MOVING["image"]) for v in moving)
+    assert not {v.seed for v in moving} & {v.seed for v in drawn if v not in moving}
 
 
 def test_no_victim_is_on_both_sides() -> None:
