@@ -1,4 +1,4 @@
-"""From tasks to weights: standardise, meta-train, calibrate."""
+"""From tasks to weights: which are learned from, standardising, meta-training."""
 
 from __future__ import annotations
 
@@ -10,31 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fl_shield.activations import views_beside
-from fl_shield.calibration import standardise
 from fl_shield.conditioning import Habits, beside_each_other
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Weights
 from fl_shield.meta import Episode, MetaConfig, Progress, initial_params, meta_train
 from fl_shield.rng import keyed
-from fl_shield.simulations.episodes.recording import Recording
-from fl_shield.simulations.episodes.shots import shots_of
 from fl_shield.simulations.episodes.tasks import Task, is_validation
-from fl_shield.types import Floats
-
-N_NULL = 1001
-"""Quantiles kept of each null distribution."""
-
-NULLS = ("inputs", "updates", "first updates")
-"""Kinds of tasks with a null distribution of their own."""
 
 HOLD_OUT = 6
-"""One task of so many is held out whole: it calibrates, and makes the card's table."""
+"""One network of so many is held out with all its tasks: they make the card's table."""
 
 MOST_TURNS = 3
 """How often an episode of a rare domain may come in one epoch."""
-
-NULL_SHOTS = (5, 7, 10, 14, 20, 30, 50)
-"""Numbers of references of inputs with a null distribution of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +32,17 @@ class Parts:
 
     @staticmethod
     def of(tasks: Sequence[Task]) -> Parts:
-        """Hold out one task of :data:`HOLD_OUT`: no victim or federation is on both sides.
+        """Hold out one network or federation of :data:`HOLD_OUT`: none is on both sides.
 
         Drawn from a fixed stream, for data sets and trigger families take turns in a list.
         """
-        drawn = keyed(0, 33).permutation(len(tasks))[: -(-len(tasks) // HOLD_OUT)]
-        held = set(drawn.tolist())
+        names = [task.network or (i,) for i, task in enumerate(tasks)]
+        networks = list(dict.fromkeys(names))
+        drawn = keyed(0, 33).permutation(len(networks))[: -(-len(networks) // HOLD_OUT)]
+        held = {networks[i] for i in drawn}
         return Parts(
-            training=[t for i, t in enumerate(tasks) if i not in held],
-            held_out=[t for i, t in enumerate(tasks) if i in held],
+            training=[t for t, name in zip(tasks, names, strict=True) if name not in held],
+            held_out=[t for t, name in zip(tasks, names, strict=True) if name in held],
         )
 
 
@@ -155,73 +143,3 @@ def _standardised(episode: Episode, weights: Weights) -> Episode:
         support=weights.standard(episode.support).numpy(),
         query=weights.standard(episode.query).numpy(),
     )
-
-
-def kind_of(episode: Episode) -> str:
-    """Which null distribution of :class:`~fl_shield.detector.Weights` an episode belongs to."""
-    if not episode.domain.startswith("fl-"):
-        return "inputs"
-    return "updates" if episode.settled else "first updates"
-
-
-def calibrated(weights: Weights, held_out: Sequence[Task]) -> Weights:
-    """Weights with the null distributions of clean inputs and benign updates of held-out tasks.
-
-    Inputs have one for each of :data:`NULL_SHOTS`. Updates are calibrated on attack-free rounds: a
-    false alarm is what an honest round gives, and beside malicious updates benign ones look calmer
-    than they do alone.
-    """
-    recordings = [t.recording for t in held_out if t.recording is not None]
-    nulls = {}
-    for n_shots in NULL_SHOTS if recordings else ():
-        nulls[f"inputs@{n_shots}"] = quantiles(input_null(weights, recordings, n_shots))
-    if recordings:
-        nulls["inputs"] = nulls["inputs@20"].clone()
-    federated = episodes_of([t for t in held_out if t.recording is None])
-    return replace(weights, nulls=nulls | _update_nulls(weights, federated))
-
-
-def input_null(weights: Weights, recordings: Sequence[Recording], n_shots: int) -> Floats:
-    """Standardised scores of clean inputs beside N references, pooled over victims, (n,)."""
-    bare = replace(weights, nulls={"inputs": torch.zeros(1)})
-    pooled = []
-    for recording in recordings:
-        rng = keyed(int(recording.facts["seed"]), 62, n_shots)
-        references = shots_of(recording, n_shots, rng).references
-        profiles = bare.represent(views_beside(recording.clean, references))
-        adapted = Adapted(bare, profiles.references)
-        odds = adapted.score(profiles.points).log_odds
-        pooled.append(standardise(odds, adapted.reference_log_odds))
-    return np.concatenate(pooled)
-
-
-def _update_nulls(weights: Weights, episodes: Sequence[Episode]) -> dict[str, Tensor]:
-    bare = replace(weights, nulls={kind: torch.zeros(1) for kind in NULLS})
-    pooled: dict[str, list[Floats]] = defaultdict(list)
-    for episode in episodes:
-        if episode.labels.any():
-            continue
-        adapted = Adapted(bare, episode.support, null="updates")
-        odds = adapted.score(episode.query).log_odds
-        pooled[kind_of(episode)].append(standardise(odds, adapted.reference_log_odds))
-    nulls = {kind: quantiles(np.concatenate(found)) for kind, found in pooled.items()}
-    if "updates" in nulls and "first updates" not in nulls:
-        nulls["first updates"] = nulls["updates"].clone()
-    return nulls
-
-
-def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
-    """Weights with another null distribution: quantiles of standardised scores (n,), pooled.
-
-    Without any score the weights come back as they were.
-    """
-    pooled = np.concatenate([np.zeros(0), *scores])
-    if not len(pooled):
-        return weights
-    return replace(weights, nulls={**weights.nulls, kind: quantiles(pooled)})
-
-
-def quantiles(values: Floats) -> Tensor:
-    """Quantiles of a null distribution, as :class:`~fl_shield.detector.Weights` keeps them."""
-    levels = (np.arange(N_NULL) + 0.5) / N_NULL
-    return torch.from_numpy(np.quantile(values, levels).astype(np.float32))

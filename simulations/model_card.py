@@ -18,7 +18,8 @@ from fl_shield.detector import Adapted, Weights
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.metrics import auroc, tpr_at_fpr
 from fl_shield.simulations.episodes.curriculum import Curriculum
-from fl_shield.simulations.meta_training import Parts, kind_of
+from fl_shield.simulations.meta_training import Parts
+from fl_shield.simulations.null_distributions import kind_of
 
 
 def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]:

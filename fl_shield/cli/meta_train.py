@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fl_shield.simulations.episodes.clean_models import Workplace
     from fl_shield.simulations.episodes.curriculum import Curriculum
     from fl_shield.simulations.episodes.tasks import Task
+    from fl_shield.simulations.meta_training import Parts
     from fl_shield.types import Floats
 
 
@@ -131,7 +132,7 @@ def _tasks(curriculum: Curriculum, place: Workplace, draws: int) -> list[Task]:
 def _train(
     tasks: Sequence[Task], config: MetaConfig, seed: int
 ) -> tuple[Weights, list[EpochProgress]]:
-    from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
+    from fl_shield.simulations.meta_training import Parts, episodes_of, fit_weights
 
     parts = Parts.of(tasks)
     held_out = episodes_of(parts.held_out)
@@ -144,12 +145,28 @@ def _train(
             kept = weights
             losses = f"loss {epoch.loss:.3f}, held out {epoch.validation_loss:.3f}"
             progress.update(bar, advance=1, description=f"meta-training ({losses})")
-    return calibrated(kept, parts.held_out), history
+    return _calibrate_inputs(kept, parts, seed), history
+
+
+def _calibrate_inputs(weights: Weights, parts: Parts, seed: int) -> Weights:
+    from fl_shield.simulations.null_distributions import calibrated, folds_of, refit
+
+    fit = refit(weights.config, seed)
+    with counting_bars(console) as progress:
+        n_folds = len(folds_of([*parts.training, *parts.held_out]))
+        bar = progress.add_task("calibrating across data sets", total=n_folds)
+
+        def counted(tasks: Sequence[Task]) -> Weights:
+            found = fit(tasks)
+            progress.advance(bar)
+            return found
+
+        return calibrated(weights, parts, counted)
 
 
 def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
     from fl_shield.simulations.episodes.calm import N_PASSES, calm_null
-    from fl_shield.simulations.meta_training import with_null
+    from fl_shield.simulations.null_distributions import with_null
 
     settings = curriculum.calm_settings()
     if not settings:

@@ -62,7 +62,7 @@ def _pictures(n_classes: int) -> PoolFacts:
         n_classes=n_classes,
         warm_share=0.2,
         architectures=_QUICK_TO_LEARN,
-        share=4 / 3,
+        share=7 / 6,
         files=True,
         n_backdoors=4,
     )
@@ -97,8 +97,8 @@ def _embedded(facts: PoolFacts, share: float) -> PoolFacts:
 
 
 POOLS: Mapping[str, PoolFacts] = {
-    "digits": _embedded(_pictures(10), share=8 / 3),
-    "glyphs": _embedded(_pictures(62), share=4 / 3),
+    "digits": _embedded(_pictures(10), share=7 / 3),
+    "glyphs": _embedded(_pictures(62), share=7 / 6),
     "femnist": _pictures(62),
     "cifar10": _pictures(10),
     "gtsrb": _pictures(43),
@@ -129,9 +129,11 @@ MOVING: Mapping[str, tuple[str, ...]] = {
     "text": (),
     "state": (),
 }
-"""Families that move what an input shows, by kind of input: networks of their own have them."""
+"""Families that move what an input shows, by kind of input. They hardly work beside others, so a
+network has one of them alone.
+"""
 
-MOVING_SHARE = 0.25
+MOVING_SHARE = 0.15
 """Share of the training victims of a kind that has such families."""
 
 _RATES, _SHARED_RATES = (0.05, 0.5), (0.05, 0.25)
@@ -285,7 +287,7 @@ def _facts(pool: str) -> PoolFacts:
 def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting]:
     """Victims to learn from: families in turn, none of the held-out ones.
 
-    Those of :data:`MOVING` come last, in networks of their own.
+    Those of :data:`MOVING` come last.
 
     Parameters
     ----------
@@ -293,19 +295,21 @@ def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting
         Victims of each data set.
     seed : int
     """
-    drawn = []
+    drawn: list[VictimSetting] = []
     for pool, n in counts.items():
         moving = MOVING[_facts(pool).kind]
         still = [f for f in families_of(pool, held_out=False) if f not in moving]
         n_moving = int(MOVING_SHARE * n) if moving else 0
-        drawn += islice(_training_stream(pool, still, seed * 100_000), n - n_moving)
-        drawn += islice(_training_stream(pool, moving, seed * 100_000 + 30_000), n_moving)
+        k = _facts(pool).n_backdoors
+        drawn += islice(_training_stream(pool, still, k, seed * 100_000), n - n_moving)
+        drawn += islice(_training_stream(pool, moving, 1, seed * 100_000 + 30_000), n_moving)
     return drawn
 
 
-def _training_stream(pool: str, families: Sequence[str], first: int) -> Iterator[VictimSetting]:
-    """Victims of one data set without end, those of one network next to each other."""
-    k = _facts(pool).n_backdoors
+def _training_stream(
+    pool: str, families: Sequence[str], k: int, first: int
+) -> Iterator[VictimSetting]:
+    """Victims of one data set without end, those of one network, k of them, next to each other."""
     for i in count():
         chosen = [families[(i * k + j) % len(families)] for j in range(k)]
         if k == 1:

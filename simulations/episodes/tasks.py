@@ -41,6 +41,14 @@ class Task:
     facts: Mapping[str, Any]
     recording: Recording | None = None
 
+    @property
+    def network(self) -> tuple[object, ...]:
+        """What tells its network apart: victims of one share it; empty for a federation."""
+        if self.recording is None:
+            return ()
+        alone = () if self.facts.get("beside") else (self.facts["family"],)
+        return (self.facts["pool"], self.facts["seed"], *alone)
+
 
 def victim_tasks(
     recordings: Sequence[Recording], n_draws: int, representation: Representation = "profile"

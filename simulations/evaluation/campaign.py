@@ -30,6 +30,7 @@ from fl_shield.simulations.evaluation.study import (
     judge_all,
 )
 from fl_shield.simulations.evaluation.tables import by_detector
+from fl_shield.simulations.null_distributions import ReadClean, remembering
 from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats
 
@@ -93,19 +94,22 @@ def contenders_of(
     splits: Sequence[Split], tasks: Sequence[Task], evaluation: Evaluation, report: Report
 ) -> list[Contender]:
     """Train the weights of every split, and of every ablation, before anything is judged."""
-    training = evaluation.training
+    training, read = evaluation.training, remembering()
     found: list[Contender] = []
     for i, split in enumerate(splits):
         report("meta-training", i, len(splits))
-        found += both_ways(split, weights_file(split, tasks, training), evaluation.shots)
+        path = weights_file(split, tasks, training, read=read)
+        found += both_ways(split, path, evaluation.shots)
     report("meta-training", len(splits), len(splits))
     for split in splits:
         if evaluation.ablate and split.name == MAIN_SPLIT:
-            found += _ablated(split, list(ablations(tasks, training)), report)
+            found += _ablated(split, list(ablations(tasks, training)), read, report)
     return found
 
 
-def _ablated(split: Split, jobs: Sequence[Ablation], report: Report) -> Iterator[Contender]:
+def _ablated(
+    split: Split, jobs: Sequence[Ablation], read: ReadClean, report: Report
+) -> Iterator[Contender]:
     """Train the weights of every ablation that leaves something to learn from."""
     for i, job in enumerate(jobs):
         report("ablations", i, len(jobs))
@@ -113,7 +117,7 @@ def _ablated(split: Split, jobs: Sequence[Ablation], report: Report) -> Iterator
             yield Contender(
                 name=f"{OURS}/{job.name}",
                 split=split,
-                path=weights_file(split, job.tasks, job.training),
+                path=weights_file(split, job.tasks, job.training, read=read),
                 shots=(MAIN_SHOTS,),
                 n_views=job.n_views,
             )

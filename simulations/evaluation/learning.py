@@ -16,11 +16,20 @@ from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.tasks import Task, victim_tasks
 from fl_shield.simulations.evaluation.splits import Split
-from fl_shield.simulations.meta_training import Parts, calibrated, episodes_of, fit_weights
+from fl_shield.simulations.meta_training import Parts, episodes_of, fit_weights
+from fl_shield.simulations.null_distributions import (
+    ReadClean,
+    calibrated,
+    clean_profiles,
+    refit,
+)
 from fl_shield.types import Representation
 
 MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
 """Facts of a victim that follow from the others, or from the machine."""
+
+METHOD = "networks held out whole, null distributions across data sets"
+"""What else weights follow from: change it with the method, or a cache gives the old ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,7 @@ def weights_file(
     tasks: Sequence[Task],
     training: Training,
     report: Callable[[Progress], None] = lambda progress: None,
+    read: ReadClean = clean_profiles,
 ) -> Path:
     """Meta-train without what a split leaves out, unless an earlier run did: where weights are."""
     learned = [task for task in tasks if split.trains_on(task.facts)]
@@ -79,7 +89,7 @@ def weights_file(
     for progress, weights in fit_weights(episodes, [], training.config, training.seed, card):
         report(progress)
         kept = weights
-    kept = calibrated(kept, parts.held_out)
+    kept = calibrated(kept, parts, refit(training.config, training.seed), read)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".part{os.getpid()}")
     kept.save(partial)
@@ -92,7 +102,7 @@ def _key(tasks: Sequence[Task], training: Training) -> str:
     kept = [{k: v for k, v in task.facts.items() if k not in MEASURED} for task in tasks]
     facts = [json.dumps(each, sort_keys=True, default=str) for each in kept]
     sizes = [[episode.query.shape[1] for episode in task.episodes] for task in tasks]
-    described = json.dumps([facts, sizes, asdict(training.config), training.seed])
+    described = json.dumps([facts, sizes, asdict(training.config), training.seed, METHOD])
     return hashlib.sha256(described.encode()).hexdigest()[:20]
 
 

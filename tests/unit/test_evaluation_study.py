@@ -40,6 +40,8 @@ from fl_shield.simulations.evaluation.study import (
     judge_victim,
 )
 from fl_shield.simulations.evaluation.tables import PEERS
+from fl_shield.simulations.meta_training import Parts
+from fl_shield.simulations.null_distributions import ReadClean, Refit, clean_profiles
 from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Representation
 
@@ -114,8 +116,9 @@ class _Learned:
             kept = replace(weights, mean=weights.mean + epoch)  # the last ones are kept
             yield Progress(epoch=epoch, loss=1.0, validation_loss=float("nan")), kept
 
-    def _calibrate(self, weights: Weights, held_out: Sequence[Task]) -> Weights:
-        self.runs[-1] += [e.domain for task in held_out for e in task.episodes]
+    def _calibrate(self, weights: Weights, parts: Parts, fit: Refit, read: ReadClean) -> Weights:
+        assert read is clean_profiles
+        self.runs[-1] += [e.domain for task in parts.held_out for e in task.episodes]
         return weights
 
 

@@ -22,18 +22,21 @@ from fl_shield.simulations.episodes.tasks import FEDERATED, Task, is_validation
 from fl_shield.simulations.meta_training import (
     HOLD_OUT,
     MOST_TURNS,
-    N_NULL,
     Parts,
     balanced,
     best_length,
-    calibrated,
     column_scales,
     episodes_of,
     fit_weights,
-    kind_of,
-    with_null,
 )
 from fl_shield.simulations.model_card import loss_figure, table
+from fl_shield.simulations.null_distributions import (
+    N_NULL,
+    calibrated,
+    kind_of,
+    refit,
+    with_null,
+)
 
 CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=4, n_support=8, n_query=12)
 
@@ -116,7 +119,7 @@ def test_training_calibrating_and_describing() -> None:
     history = [progress for progress, _ in found]
     assert history[-1].validation_loss < history[0].validation_loss
     calm = [_calm(task) for task in split.held_out]
-    weights = calibrated(found[-1][1], calm)
+    weights = calibrated(found[-1][1], Parts(training=[], held_out=calm), refit(CONFIG, 0))
     assert len(weights.nulls["updates"]) == len(weights.nulls["first updates"]) == N_NULL
     rows = table(weights, held_out)
     assert [row["domain"] for row in rows] == ["cv-toy", "fl-toy"]
@@ -125,7 +128,7 @@ def test_training_calibrating_and_describing() -> None:
     assert flagged == pytest.approx(0.05, abs=0.06)  # the null comes from these very points
     odd = replace(held_out[0], query=held_out[0].query + 50)
     attacked = [*calm, Task(episodes=(odd,), facts=FEDERATED)]  # attacked rounds do not count
-    again = calibrated(weights, attacked)
+    again = calibrated(weights, Parts(training=[], held_out=attacked), refit(CONFIG, 0))
     assert torch.equal(again.nulls["updates"], weights.nulls["updates"])
     drawn = np.asarray(loss_figure(history).axes[0].lines[0].get_ydata())
     assert drawn[0] == pytest.approx(history[0].loss)
