@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +19,11 @@ from fl_shield.simulations.episodes.tasks import Task, is_validation
 HOLD_OUT = 6
 """One network of so many is held out with all its tasks: they make the card's table."""
 
-MOST_TURNS = 3
-"""How often an episode of a rare domain may come in one epoch."""
+MOST_TURNS, FAMILY_TURNS = 3, 4
+"""How often an episode of a rare domain, and of a rare family, may come in one epoch."""
+
+RECIPE = MetaConfig(batch_size=32, outer_lr=5e-3, dropout=0.1, conditioned=True)
+"""How weights are meta-trained unless told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,33 +64,44 @@ def best_length(tasks: Sequence[Task], config: MetaConfig, seed: int) -> list[Pr
     return [progress for progress, _ in fit_weights(seen, unseen, config, seed, {})]
 
 
-def balanced(domains: Sequence[str], rng: np.random.Generator) -> list[int]:
-    """Indices of episodes with each domain as often as the one with the most, as far as that goes.
+def balanced(kinds: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[int]:
+    """Indices of episodes with every domain, and every family of a domain, as often as the largest.
 
     Control victims cost seconds and image victims minutes, so there are many more of them: without
-    this the detector learns control. No episode comes more than :data:`MOST_TURNS` times.
+    this the detector learns control. Families whose backdoors often fail are rare too. No episode
+    comes more than :data:`MOST_TURNS` times for its domain's sake, and for its family's sake not
+    more than :data:`FAMILY_TURNS` times. Attacks on federations take part as they come.
 
     Parameters
     ----------
-    domains : sequence of str
-        Of each episode, such as ``cv-gtsrb``: what stands before the dash counts.
+    kinds : sequence of (str, str)
+        Domain of each episode, such as ``cv-gtsrb`` (what stands before the dash counts), and
+        trigger family.
     rng : numpy.random.Generator
 
     Examples
     --------
-    >>> turns = balanced(["rl-a", "rl-a", "rl-b", "rl-b", "cv-x"], np.random.default_rng(0))
-    >>> sorted(turns)
-    [0, 1, 2, 3, 4, 4, 4]
+    >>> kinds = [("rl-a", "x"), ("rl-a", "y"), ("rl-b", "y"), ("rl-b", "y"), ("cv-x", "patch")]
+    >>> sorted(balanced(kinds, np.random.default_rng(0)))
+    [0, 0, 0, 1, 2, 3, 4, 4, 4]
     """
-    own: dict[str, list[int]] = defaultdict(list)
-    for i, domain in enumerate(domains):
-        own[domain.partition("-")[0]].append(i)
-    most = max(map(len, own.values()))
+    families: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for i, (domain, family) in enumerate(kinds):
+        kind = domain.partition("-")[0]
+        families[kind]["" if kind == "fl" else family].append(i)
+    domains = {kind: _alike(own.values(), FAMILY_TURNS, rng) for kind, own in families.items()}
+    return _alike(domains.values(), MOST_TURNS, rng)
+
+
+def _alike(
+    groups: Collection[Sequence[int]], most_turns: int, rng: np.random.Generator
+) -> list[int]:
+    """All groups, each repeated until it is as large as the largest or has had its turns."""
+    largest = max(map(len, groups))
     turns: list[int] = []
-    for index in own.values():
-        n = min(most, MOST_TURNS * len(index))
-        whole, rest = divmod(n, len(index))
-        turns += index * whole + sorted(rng.permutation(index)[:rest].tolist())
+    for own in groups:
+        whole, rest = divmod(min(largest, most_turns * len(own)), len(own))
+        turns += list(own) * whole + sorted(rng.permutation(own)[:rest].tolist())
     return turns
 
 
@@ -112,7 +126,7 @@ def fit_weights(
     Without validation the last ones are the best. Nothing is calibrated yet.
     """
     episodes, validation = ([_read(e, config) for e in es] for es in (episodes, validation))
-    turns = balanced([e.domain for e in episodes], keyed(seed, 34))
+    turns = balanced([(e.domain, e.family) for e in episodes], keyed(seed, 34))
     mean, scale = column_scales([episodes[i] for i in turns])
     raw = Weights(params={}, mean=mean, scale=scale, nulls={}, config=config, card=dict(card))
     standardised = [_standardised(e, raw) for e in episodes]

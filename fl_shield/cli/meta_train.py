@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +55,8 @@ def meta_train(
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 12,
     inner_steps: Annotated[int, typer.Option(min=0, help="Steps of the inner loop.")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tasks of one step of Adam.")] = 32,
+    outer_lr: Annotated[float, typer.Option(min=1e-6, help="Its first learning rate.")] = 5e-3,
     representation: Annotated[
         RepresentationName,
         typer.Option(help="What is read of a view; pca, raw coordinates, is for the ablation."),
@@ -70,9 +73,9 @@ def meta_train(
 
     Example: [bold]fl-shield meta-train --out runs/meta --domains rl --victims 60[/bold]
     """
-    from fl_shield.meta import MetaConfig
     from fl_shield.simulations.episodes.clean_models import Workplace
     from fl_shield.simulations.episodes.curriculum import Curriculum
+    from fl_shield.simulations.meta_training import RECIPE
 
     curriculum = Curriculum(
         domains=words(domains),
@@ -85,12 +88,13 @@ def meta_train(
         seed=seed,
         representation=representation.value,
     )
-    config = MetaConfig(
+    config = replace(
+        RECIPE,
         n_epochs=epochs,
         n_inner_steps=inner_steps,
-        dropout=0.1,
+        batch_size=batch_size,
+        outer_lr=outer_lr,
         representation=representation.value,
-        conditioned=True,
     )
     place = Workplace(data_dir=data_dir, cache=cache)
     started = time.perf_counter()

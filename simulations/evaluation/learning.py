@@ -28,7 +28,7 @@ from fl_shield.types import Representation
 MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
 """Facts of a victim that follow from the others, or from the machine."""
 
-METHOD = "networks held out whole, null distributions across data sets"
+METHOD = "networks held out whole, null distributions across data sets, families alike"
 """What else weights follow from: change it with the method, or a cache gives the old ones."""
 
 

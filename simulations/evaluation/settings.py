@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fl_shield.errors import ScenarioError
-from fl_shield.meta import MetaConfig
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.curriculum import Curriculum
@@ -15,6 +14,7 @@ from fl_shield.simulations.episodes.victims import N_REFERENCES
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
 from fl_shield.simulations.evaluation.learning import Training
 from fl_shield.simulations.evaluation.splits import check_axes
+from fl_shield.simulations.meta_training import RECIPE
 
 Report = Callable[[str, float, float], None]
 """Name of a step, how much is done, and of how much."""
@@ -82,7 +82,7 @@ class Evaluation:
     @property
     def training(self) -> Training:
         """How the weights of every split are trained."""
-        config = MetaConfig(n_epochs=self.n_epochs, dropout=0.1, conditioned=True)
+        config = replace(RECIPE, n_epochs=self.n_epochs)
         return Training(config=config, seed=self.seed, cache=self.place.cache / "weights")
 
     def judged(self) -> list[VictimSetting]:

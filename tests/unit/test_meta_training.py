@@ -20,6 +20,7 @@ from fl_shield.simulations.episodes.clean_models import RECIPES, Recipe
 from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.episodes.tasks import FEDERATED, Task, is_validation
 from fl_shield.simulations.meta_training import (
+    FAMILY_TURNS,
     HOLD_OUT,
     MOST_TURNS,
     Parts,
@@ -85,17 +86,27 @@ def test_the_length_of_a_run_is_found_without_the_validation() -> None:
 
 def test_domains_take_part_alike() -> None:
     domains = ["rl-cartpole"] * 50 + ["cv-gtsrb"] * 12 + ["cv-digits"] * 8 + ["nlp-sst2"] * 30
-    turns = balanced(domains, np.random.default_rng(0))
+    kinds = [(domain, "any") for domain in domains]
+    turns = balanced(kinds, np.random.default_rng(0))
     often = Counter(domains[i].partition("-")[0] for i in turns)
     assert often == {"rl": 50, "cv": 50, "nlp": 50}
     assert set(turns) == set(range(100))
     each = Counter(turns)
     assert {each[i] for i in range(50)} == {1}
     assert {each[i] for i in range(50, 70)} == {2, 3}
-    assert turns == balanced(domains, np.random.default_rng(0))
-    rare = balanced(["rl"] * 50 + ["cv"] * 2, np.random.default_rng(0))
+    assert turns == balanced(kinds, np.random.default_rng(0))
+    rare = balanced([("rl", "")] * 50 + [("cv", "")] * 2, np.random.default_rng(0))
     assert Counter(rare)[51] == MOST_TURNS
-    assert balanced(["fl-digits"] * 4, np.random.default_rng(0)) == [0, 1, 2, 3]
+    assert balanced([("fl-digits", "lp")] * 4, np.random.default_rng(0)) == [0, 1, 2, 3]
+
+
+def test_families_of_a_domain_take_part_alike() -> None:
+    kinds = [("cv-a", "patch")] * 20 + [("cv-b", "ghost")] * 8 + [("cv-b", "shear")] * 2
+    turns = balanced(kinds, np.random.default_rng(0))
+    often = Counter(kinds[i][1] for i in turns)
+    assert often == {"patch": 20, "ghost": 20, "shear": 2 * FAMILY_TURNS}
+    attacks = [("fl-a", "lp")] * 5 + [("fl-a", "badnets")]
+    assert balanced(attacks, np.random.default_rng(0)) == [0, 1, 2, 3, 4, 5]
 
 
 def test_columns_are_standardised_by_training_rows() -> None:
