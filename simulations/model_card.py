@@ -66,7 +66,8 @@ def facts_of(
         + (f"--pools {','.join(c.only)} " if c.only else "")
         + f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} "
         f"--rounds {c.n_rounds} --draws {draws} --epochs {config.n_epochs} "
-        f"--inner-steps {config.n_inner_steps} --representation {c.representation} --seed {c.seed}"
+        f"--inner-steps {config.n_inner_steps} --batch-size {config.batch_size} "
+        f"--outer-lr {config.outer_lr:g} --representation {c.representation} --seed {c.seed}"
         + (" --data-dir DIR" if c.with_files else "")
     )
     victims = c.victims()
@@ -84,13 +85,15 @@ def facts_of(
 
 _OF_UPDATES = (
     "The null distribution of updates comes from attack-free federations of their own with the",
-    "shield in the loop, those of inputs and of first rounds from the tasks of this table. For",
-    "federations on other data see the README.",
+    "shield in the loop, that of first rounds from the tasks of this table, those of inputs from",
+    "whole data sets under weights that were meta-trained without them. For federations on other",
+    "data see the README.",
 )
 _OF_INPUTS = (
     "These weights have seen no federation and judge inputs of models only. Their null",
-    "distributions, one for each of several numbers of references, come from this table's tasks.",
-    "Victims whose attack works on less than 70 % of the inputs are among neither.",
+    "distributions, one for each of several numbers of references, come from whole data sets under",
+    "weights that were meta-trained without them. Victims whose attack works on less than 70 % of",
+    "the inputs are among neither.",
 )
 
 
@@ -110,7 +113,7 @@ def write_card(
         "",
         *(f"- **{name}**: {value}" for name, value in facts.items()),
         "",
-        "Tasks held out of training whole (no victim or federation is on both sides):",
+        "Tasks held out of training whole (no network or federation is on both sides):",
         "",
         "| domain | family | tasks | AUC | TPR at FPR 5 % | benign with p <= 5 % |",
         "|---|---|---|---|---|---|",

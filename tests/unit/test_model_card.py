@@ -87,6 +87,8 @@ def test_the_facts_give_the_command_that_makes_the_weights_again() -> None:
         "--draws": "1",
         "--epochs": "7",
         "--inner-steps": "2",
+        "--batch-size": "16",
+        "--outer-lr": "0.003",
         "--representation": "profile",
         "--seed": "4",
     }
