@@ -47,7 +47,7 @@ def _mean_roc(rows: Sequence[Row]) -> Floats:
 
 def shots_figure(rows: Sequence[Row], split: str, ours: str) -> Figure:
     """AUC by number of clean inputs: ours, ours without adaptation, and the best peers."""
-    figure = Figure(figsize=(6, 4.2), layout="constrained", dpi=150)
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained", dpi=150)
     axes = figure.subplots()
     own = [r for r in rows if r.split == split]
     victims = {victim_of(row) for row in own}
@@ -69,7 +69,7 @@ def shots_figure(rows: Sequence[Row], split: str, ours: str) -> Figure:
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
 
 

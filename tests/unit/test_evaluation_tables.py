@@ -166,7 +166,8 @@ def _rows() -> list[Row]:
 
 
 def _labels(figure: Any) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    (legend,) = figure.legends or [figure.axes[0].get_legend()]
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def test_a_roc_of_ours_and_the_best_six(tmp_path: Path) -> None:
