@@ -48,9 +48,10 @@ def test_the_seed_gives_the_victim_whatever_is_drawn_besides() -> None:
 
 
 def test_backdoors_of_one_network_know_each_other() -> None:
-    drawn = training_victims({"gtsrb": 48, "sst2": 30}, seed=1)
+    drawn = training_victims({"gtsrb": 47, "sst2": 30}, seed=1)
     for pool, k in (("gtsrb", 4), ("sst2", 3)):
-        own = [v for v in drawn if v.pool == pool]
+        own = [v for v in drawn if v.pool == pool and v.family not in MOVING["image"]]
+        assert len(own) % k == 0
         for i in range(0, len(own), k):
             network = own[i : i + k]
             assert {v.family for v in network} == {network[0].family, *network[0].beside}
@@ -90,12 +91,12 @@ def test_families_take_turns() -> None:
     assert [v.family for v in one_each] == [families[i % len(families)] for i in range(5)]
 
 
-def test_what_moves_an_image_has_networks_of_its_own() -> None:
-    drawn = training_victims({"gtsrb": 32, "sst2": 12}, seed=0)
+def test_what_moves_an_image_is_alone_in_its_network() -> None:
+    drawn = training_victims({"gtsrb": 54, "sst2": 12}, seed=0)
     moving = [v for v in drawn if v.family in MOVING["image"]]
-    assert len(moving) == 8 == MOVING_SHARE * 32
+    assert len(moving) == 8 == int(MOVING_SHARE * 54)
     assert Counter(v.family for v in moving) == dict.fromkeys(MOVING["image"], 2)
-    assert all({v.family, *v.beside} == set(MOVING["image"]) for v in moving)
+    assert all(v.network() == (v,) for v in moving)
     assert not {v.seed for v in moving} & {v.seed for v in drawn if v not in moving}
 
 
