@@ -31,8 +31,8 @@ class Affine(Everywhere):
 
     References
     ----------
-    Xu et al., "BATT: Backdoor Attack with Transformation-based Triggers", ICASSP 2023, section
-    3.2 (rotation and translation there; stretching and slanting are added here).
+    Xu et al., "BATT: Backdoor Attack with Transformation-based Triggers", ICASSP 2023, arXiv
+    2211.01806 (rotation and translation there; stretching and slanting are added here).
 
     Examples
     --------
@@ -71,8 +71,9 @@ class Ghost(Everywhere):
 
     References
     ----------
-    Liu et al., "Reflection Backdoor" (Refool), ECCV 2020, section 3.2, equation 4: the ghost
-    effect. The reflected scene is the image itself here, so that no other data are needed.
+    Liu et al., "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks" (Refool),
+    ECCV 2020, arXiv 2007.02343: the ghost effect. The reflected scene is the image itself here, so
+    that no other data are needed.
 
     Examples
     --------
