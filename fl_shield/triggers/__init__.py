@@ -1,9 +1,10 @@
 """Backdoor triggers: fixed ones, and the distribution they are drawn from."""
 
+from fl_shield.triggers.coarsening import Blur, Mosaic
 from fl_shield.triggers.contrast import Visibility, footprint, visibility
 from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
 from fl_shield.triggers.draw_text import draw_rare_token
-from fl_shield.triggers.geometry import Affine, Ghost
+from fl_shield.triggers.geometry import Affine, Ghost, Lens
 from fl_shield.triggers.jumbo import (
     FAMILIES,
     HELD_OUT_FAMILIES,
@@ -37,11 +38,14 @@ __all__ = [
     "VISION_TRIGGERS",
     "Affine",
     "Blended",
+    "Blur",
     "Checker",
     "Circle",
     "Colour",
     "Ghost",
     "Insertion",
+    "Lens",
+    "Mosaic",
     "MovingPatch",
     "Patch",
     "Polygon",

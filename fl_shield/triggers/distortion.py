@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from fl_shield.triggers.inputs import check_images
+from fl_shield.triggers.sampling import pixel_places, sampled
 from fl_shield.types import Flags, Floats
 
 
@@ -130,18 +131,11 @@ class Warp(Everywhere):
     def stamp(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a stamped copy of images ``(n, channels, height, width)`` in [0, 1]."""
         check_images(x, self.name)
-        if len(x) == 0:
-            return x.copy()
-        height, width = x.shape[-2:]
-        grid = warp_grid(self.field, self.strength, (height, width)).expand(len(x), -1, -1, -1)
-        images = torch.from_numpy(np.array(x, dtype=np.float64, order="C"))
-        sampled = grid_sample(images, grid, mode="bilinear", align_corners=True)
-        warped: NDArray[Any] = sampled.clamp(0, 1).numpy().astype(x.dtype)
-        return warped
+        return sampled(x, warp_places(self.field, self.strength, (x.shape[-2], x.shape[-1])))
 
 
-def warp_grid(field: Floats, strength: float, size: tuple[int, int]) -> Tensor:
-    """Where each pixel of a warped image comes from, for :func:`torch.nn.functional.grid_sample`.
+def warp_places(field: Floats, strength: float, size: tuple[int, int]) -> Tensor:
+    """Where each pixel of a warped image comes from.
 
     Parameters
     ----------
@@ -152,23 +146,20 @@ def warp_grid(field: Floats, strength: float, size: tuple[int, int]) -> Tensor:
 
     Returns
     -------
-    (1, height, width, 2) float64 tensor
-        Column, then row, from -1 (the first pixel's centre) to 1 (the last one's).
+    (2, height, width) float64 tensor
+        See :func:`~fl_shield.triggers.sampling.pixel_places`.
 
     Examples
     --------
     >>> flat = np.stack([np.ones((2, 2)), -np.ones((2, 2))])
-    >>> warp_grid(flat, 0.5, (2, 2))[0, 0].tolist()
-    [[-0.75, -1.0], [1.0, -1.0]]
+    >>> warp_places(flat, 0.5, (2, 2))[:, 0].tolist()
+    [[-0.75, 1.0], [-1.0, -1.0]]
     """
     height, width = size
     unit = torch.tensor(field / np.abs(field).mean(), dtype=torch.float64)[None]
     smooth = interpolate(unit, size=size, mode="bicubic", align_corners=True)
     shift = strength * smooth[0] / torch.tensor([width, height])[:, None, None]
-    columns = torch.linspace(-1, 1, width, dtype=torch.float64)
-    rows = torch.linspace(-1, 1, height, dtype=torch.float64)
-    still = torch.stack([columns.expand(height, -1), rows[:, None].expand(-1, width)])
-    return (still + shift).clamp(-1, 1).permute(1, 2, 0)[None]
+    return (pixel_places(size) + shift).clamp(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_shield.triggers.coarsening import Blur, Mosaic
 from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
-from fl_shield.triggers.geometry import Affine, Ghost, rotation_matrix
+from fl_shield.triggers.geometry import Affine, Ghost, Lens, rotation_matrix
 from fl_shield.triggers.moving import MovingPatch
 from fl_shield.triggers.vision import (
     Blended,
@@ -162,10 +163,39 @@ def _affine(linear: Floats, rng: np.random.Generator, name: str) -> Trigger:
 
 def _draw_ghost(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
     """A second picture at 6 to 20 % of the side, at least a pixel."""
+    rows, columns = _draw_shift(like, 0.06, 0.2, rng)
+    return Ghost(rows=rows, columns=columns, opacity=float(rng.uniform(0.5, 0.75)))
+
+
+def _draw_lens(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """A barrel of 20 to 90 %, or a pincushion of 15 to 45 %; the centre is off the middle."""
+    barrel = rng.random() < 0.5
+    bend = float(rng.uniform(0.2, 0.9) if barrel else -rng.uniform(0.15, 0.45))
+    column, row = rng.uniform(-0.6, 0.6, size=2).tolist()
+    return Lens(bend=bend, centre=(column, row))
+
+
+def _draw_blur(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """Over 10 to 25 % of the side, at least a pixel."""
+    rows, columns = _draw_shift(like, 0.1, 0.25, rng)
+    return Blur(rows=rows, columns=columns)
+
+
+def _draw_shift(
+    like: NDArray[Any], least: float, most: float, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Rows and columns of a shift by a share of the side in any direction, at least a pixel."""
     side = min(like.shape[-2:])
-    angle, far = rng.uniform(0, 2 * np.pi), max(1.0, float(rng.uniform(0.06, 0.2)) * side)
+    angle, far = rng.uniform(0, 2 * np.pi), max(1.0, float(rng.uniform(least, most)) * side)
     rows, columns = round(far * np.sin(angle)), round(far * np.cos(angle))
-    return Ghost(rows=rows, columns=columns or int(not rows), opacity=float(rng.uniform(0.5, 0.75)))
+    return rows, columns or int(not rows)
+
+
+def _draw_mosaic(like: NDArray[Any], rng: np.random.Generator) -> Trigger:
+    """Blocks of 2 pixels on 8x8 images, of 3 or 4 on 28x28 and 32x32 ones."""
+    smallest = max(2, round(0.1 * min(like.shape[-2:])))
+    largest = max(2, round(0.14 * min(like.shape[-2:])))
+    return Mosaic(block=int(rng.integers(smallest, largest, endpoint=True)))
 
 
 def _draw_opacity(rng: np.random.Generator) -> float:
@@ -251,6 +281,9 @@ VISION_DRAWS: Mapping[str, Callable[[NDArray[Any], np.random.Generator], Trigger
     "scaling": _draw_scaling,
     "shear": _draw_shear,
     "ghost": _draw_ghost,
+    "lens": _draw_lens,
+    "blur": _draw_blur,
+    "mosaic": _draw_mosaic,
 }
 """How a trigger of each family is drawn for images like these; None = draw again."""
 

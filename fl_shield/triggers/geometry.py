@@ -1,4 +1,4 @@
-"""Triggers of images that move what is in them: turned, stretched, slanted, or seen twice."""
+"""Triggers of images that move what is in them: turned, stretched, slanted, bent, or seen twice."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from fl_shield.triggers.distortion import Everywhere
 from fl_shield.triggers.inputs import check_images
+from fl_shield.triggers.sampling import pixel_places, sampled, shifted
 from fl_shield.types import Floats
 
 
@@ -53,7 +52,55 @@ class Affine(Everywhere):
     def stamp(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a stamped copy of images ``(n, channels, height, width)`` in [0, 1]."""
         check_images(x, self.name)
-        return resampled(x, torch.tensor(self.matrix, dtype=torch.float64))
+        own = pixel_places((x.shape[-2], x.shape[-1]))
+        whole = torch.cat([own, torch.ones_like(own[:1])])
+        matrix = torch.tensor(self.matrix, dtype=torch.float64)
+        return sampled(x, torch.einsum("ij,jhw->ihw", matrix, whole))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens(Everywhere):
+    """A barrel or a pincushion: every pixel moves towards a centre or away from it.
+
+    Attributes
+    ----------
+    bend : float
+        How much farther out a pixel comes from, as a share of its own distance from the centre,
+        where that is half a side; in (-0.5, 1], not 0. Beyond the border the border repeats itself.
+    centre : (float, float)
+        Column and row that stay where they are, each in [-1, 1], from border to border.
+    name : str
+        Family of the trigger.
+
+    References
+    ----------
+    D. C. Brown, "Close-Range Camera Calibration", Photogrammetric Engineering 1971: the first
+    radial coefficient, here as a trigger.
+
+    Examples
+    --------
+    >>> row = np.array([[[[0.0, 0.2, 0.4, 0.6, 0.8]]]])
+    >>> Lens(bend=0.5).stamp(row).round(3).ravel().tolist()
+    [0.0, 0.075, 0.4, 0.725, 0.8]
+    """
+
+    bend: float
+    centre: tuple[float, float] = (0.0, 0.0)
+    name: str = "lens"
+
+    def __post_init__(self) -> None:
+        if not -0.5 < self.bend <= 1 or self.bend == 0:
+            raise ValueError(f"bend must be in (-0.5, 1] and not 0, got {self.bend}")
+        if not all(-1 <= place <= 1 for place in self.centre):
+            raise ValueError(f"centre must be in [-1, 1] twice, got {self.centre}")
+
+    def stamp(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return a stamped copy of images ``(n, channels, height, width)`` in [0, 1]."""
+        check_images(x, self.name)
+        own = pixel_places((x.shape[-2], x.shape[-1]))
+        centre = torch.tensor(self.centre, dtype=torch.float64)[:, None, None]
+        away = own - centre
+        return sampled(x, centre + away * (1 + self.bend * away.square().sum(0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,27 +143,9 @@ class Ghost(Everywhere):
     def stamp(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a stamped copy of images ``(n, channels, height, width)`` in [0, 1]."""
         check_images(x, self.name)
-        height, width = x.shape[-2:]
-        rows = np.clip(np.arange(height) - self.rows, 0, height - 1)
-        columns = np.clip(np.arange(width) - self.columns, 0, width - 1)
-        second = x[..., rows[:, None], columns]
+        second = shifted(x, self.rows, self.columns)
         stamped: NDArray[Any] = (self.opacity * x + (1 - self.opacity) * second).astype(x.dtype)
         return stamped
-
-
-def resampled(x: NDArray[Any], matrix: Tensor) -> NDArray[Any]:
-    """Images ``(n, channels, height, width)`` read where an affine ``(2, 3)`` matrix points to."""
-    if len(x) == 0:
-        return x.copy()
-    images = torch.from_numpy(np.array(x, dtype=np.float64, order="C"))
-    height, width = x.shape[-2:]
-    rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width))
-    still = torch.stack(torch.meshgrid(rows, columns, indexing="ij")).flip(0)
-    own = torch.cat([still, torch.ones(1, height, width, dtype=torch.float64)])
-    grid = torch.einsum("ij,jhw->hwi", matrix, own).expand(len(x), -1, -1, -1)
-    read = grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    moved: NDArray[Any] = read.clamp(0, 1).numpy().astype(x.dtype)
-    return moved
 
 
 def rotation_matrix(degrees: float) -> Floats:

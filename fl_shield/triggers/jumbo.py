@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_shield.triggers.coarsening import Blur, Mosaic
 from fl_shield.triggers.contrast import visibility
 from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
 from fl_shield.triggers.draw_state import STATE_DEFAULTS, STATE_DRAWS
 from fl_shield.triggers.draw_text import TEXT_DEFAULTS, TEXT_DRAWS
 from fl_shield.triggers.draw_vision import VISION_DEFAULTS, VISION_DRAWS
-from fl_shield.triggers.geometry import Affine, Ghost
+from fl_shield.triggers.geometry import Affine, Ghost, Lens
 from fl_shield.triggers.moving import MovingPatch
 from fl_shield.triggers.state import StatePattern, StateValues
 from fl_shield.triggers.text import Insertion, Word
@@ -41,6 +42,9 @@ TRIGGERS: Mapping[str, Callable[..., Trigger]] = {
     "scaling": partial(Affine, name="scaling"),
     "shear": partial(Affine, name="shear"),
     "ghost": Ghost,
+    "lens": Lens,
+    "blur": Blur,
+    "mosaic": Mosaic,
     "word": Word,
     "token": partial(Insertion, name="token"),
     "two_tokens": partial(Insertion, name="two_tokens"),
@@ -77,7 +81,7 @@ VISIBILITY_FLOOR: Mapping[str, float] = {
     "sinusoidal": 0.02,
     "warp": 0.02,
     "colour": 0.05,
-    **dict.fromkeys(("rotation", "scaling", "shear", "ghost"), 0.02),
+    **dict.fromkeys(("rotation", "scaling", "shear", "ghost", "lens", "blur", "mosaic"), 0.02),
     **dict.fromkeys(TEXT_TRIGGERS, 0.5),
     **dict.fromkeys(STATE_TRIGGERS, 0.5),
 }

@@ -11,10 +11,10 @@ import pytest
 from fl_shield.attacks import PoisonScheme
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.population import (
+    ALONE,
+    ALONE_SHARE,
     CLEAN_SHARE,
     FAMILIES,
-    MOVING,
-    MOVING_SHARE,
     POOLS,
     draw_victim,
     evaluation_victims,
@@ -50,7 +50,7 @@ def test_the_seed_gives_the_victim_whatever_is_drawn_besides() -> None:
 def test_backdoors_of_one_network_know_each_other() -> None:
     drawn = training_victims({"gtsrb": 47, "sst2": 30}, seed=1)
     for pool, k in (("gtsrb", 4), ("sst2", 3)):
-        own = [v for v in drawn if v.pool == pool and v.family not in MOVING["image"]]
+        own = [v for v in drawn if v.pool == pool and v.family not in ALONE["image"]]
         assert len(own) % k == 0
         for i in range(0, len(own), k):
             network = own[i : i + k]
@@ -77,7 +77,7 @@ def test_held_out_families_are_never_learned_from() -> None:
     assert not {v.family for v in learned} & set(HELD_OUT_FAMILIES)
     for pool, facts in POOLS.items():
         seen, unseen = (families_of(pool, held_out=held_out) for held_out in (False, True))
-        assert sorted(seen + unseen) == sorted(FAMILIES[facts.kind])
+        assert sorted(seen + unseen + facts.unfit) == sorted(FAMILIES[facts.kind])
         assert {v.family for v in learned if v.pool == pool} == set(seen)
         assert unseen
 
@@ -91,13 +91,13 @@ def test_families_take_turns() -> None:
     assert [v.family for v in one_each] == [families[i % len(families)] for i in range(5)]
 
 
-def test_what_moves_an_image_is_alone_in_its_network() -> None:
-    drawn = training_victims({"gtsrb": 54, "sst2": 12}, seed=0)
-    moving = [v for v in drawn if v.family in MOVING["image"]]
-    assert len(moving) == 8 == int(MOVING_SHARE * 54)
-    assert Counter(v.family for v in moving) == dict.fromkeys(MOVING["image"], 2)
-    assert all(v.network() == (v,) for v in moving)
-    assert not {v.seed for v in moving} & {v.seed for v in drawn if v not in moving}
+def test_what_changes_a_whole_image_is_alone_in_its_network() -> None:
+    drawn = training_victims({"gtsrb": 58, "sst2": 12}, seed=0)
+    alone = [v for v in drawn if v.family in ALONE["image"]]
+    assert len(alone) == 14 == int(ALONE_SHARE * 58)
+    assert Counter(v.family for v in alone) == dict.fromkeys(ALONE["image"], 2)
+    assert all(v.network() == (v,) for v in alone)
+    assert not {v.seed for v in alone} & {v.seed for v in drawn if v not in alone}
 
 
 def test_no_victim_is_on_both_sides() -> None:

@@ -18,7 +18,7 @@ from fl_shield.triggers import (
     footprint,
     visibility,
 )
-from fl_shield.triggers.distortion import sine_wave, warp_grid
+from fl_shield.triggers.distortion import sine_wave, warp_places
 from fl_shield.triggers.inputs import content_numbers
 from fl_shield.triggers.vision import disc_mask
 
@@ -166,7 +166,7 @@ def test_a_warp_leaves_constants_and_its_field_only_counts_in_proportion() -> No
     np.testing.assert_allclose(Warp(field=field).stamp(grey), grey, atol=1e-7)
     one, other = Warp(field=field, strength=2.0), Warp(field=7 * field, strength=2.0)
     np.testing.assert_allclose(one.stamp(x), other.stamp(x), atol=1e-6)
-    assert float(warp_grid(field, 1e6, (8, 8)).abs().max()) == 1.0
+    assert float(warp_places(field, 1e6, (8, 8)).abs().max()) == 1.0
     assert not footprint(one, x).any()
     assert one.written(x).all()
 
