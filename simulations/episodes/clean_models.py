@@ -35,6 +35,8 @@ class Recipe:
     batch_size : int
     n_stacked : int
         Networks that are trained together.
+    half : bool
+        Whether networks that train alone multiply in bfloat16.
     n_clean, n_clean_steps : int
         Clean models of each data set and network that warm starts begin from, and their steps.
     """
@@ -46,6 +48,7 @@ class Recipe:
     warm_lr: float
     batch_size: int = 64
     n_stacked: int = 8
+    half: bool = False
     n_clean: int = 2
     n_clean_steps: int = 500
 
@@ -53,14 +56,15 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "image": Recipe(
         n_train=20_000,
-        n_steps=2000,
-        n_warm_steps=1000,
+        n_steps=4000,
+        n_warm_steps=2000,
         lr=4e-3,
         warm_lr=4e-3,
         batch_size=32,
         n_stacked=1,
+        half=True,
         n_clean=1,
-        n_clean_steps=2500,
+        n_clean_steps=4000,
     ),
     "digits": Recipe(
         n_train=1000,
@@ -134,6 +138,7 @@ def clean_model(pool: Pool, architecture: str, which: int, place: Workplace) -> 
         batch_size=recipe.batch_size,
         lr=recipe.lr,
         weight_decay=WEIGHT_DECAY,
+        half=recipe.half,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".part{os.getpid()}")

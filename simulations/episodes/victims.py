@@ -70,6 +70,7 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
         batch_size=recipe.batch_size,
         lr=recipe.warm_lr if warm else recipe.lr,
         weight_decay=WEIGHT_DECAY,
+        half=recipe.half,
     )
     trained = {victim.setting: victim for victims in planted for victim in victims}
     return [trained[setting] for setting in settings]

@@ -31,7 +31,7 @@ from fl_shield.activations import in_order, pooled_ways, read_activations, watch
 from fl_shield.errors import ScenarioError
 from fl_shield.rng import torch_generator
 from fl_shield.simulations.victims.opponents import Fit, Opponent, Seen
-from fl_shield.simulations.victims.stacked import batches
+from fl_shield.simulations.victims.single import batches
 from fl_shield.types import Flags, Samples
 
 MOST = 20

@@ -7,7 +7,7 @@ busy. Each network's gradient is its own, for the loss is a sum over networks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from fl_shield.rng import torch_generator
+from fl_shield.simulations.victims.single import batches, train_single
 from fl_shield.types import Samples
 
 
@@ -27,9 +28,12 @@ def train_stacked(
     batch_size: int = 64,
     lr: float = 3e-3,
     weight_decay: float = 0.0,
+    half: bool = False,
     device: str = "cpu",
 ) -> None:
     """Train networks of one architecture in place by AdamW with a cosine schedule.
+
+    One alone is not stacked: see :func:`~fl_shield.simulations.victims.single.train_single`.
 
     Parameters
     ----------
@@ -41,6 +45,8 @@ def train_stacked(
         Order the examples of each: a permutation, another when it is used up.
     n_steps, batch_size : int
     lr, weight_decay : float
+    half : bool
+        Multiply in bfloat16; of one network alone only.
     device : str
 
     Examples
@@ -52,6 +58,17 @@ def train_stacked(
     >>> [net(torch.eye(2)).argmax(1).tolist() for net in nets]
     [[0, 2], [0, 2], [0, 2], [0, 2]]
     """
+    if len(models) == 1:
+        train_single(
+            *(models[0], samples[0], rngs[0]),
+            n_steps=n_steps,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            half=half,
+            device=device,
+        )
+        return
     parameters, buffers = stack_module_state(list(models))
     live = {
         n: p.detach().clone().to(device, memory_format=torch.contiguous_format).requires_grad_()
@@ -67,7 +84,7 @@ def train_stacked(
         out: Tensor = functional_call(skeleton, (params, state), (x,))
         return out
 
-    together = vmap(logits, in_dims=(0, 0, 0)) if len(models) > 1 else _alone(logits)
+    together = vmap(logits, in_dims=(0, 0, 0))
     for _ in range(n_steps):
         x, y = (part.to(device) for part in feed.draw())
         optimiser.zero_grad()
@@ -77,16 +94,6 @@ def train_stacked(
         optimiser.step()
         schedule.step()
     _give_back(models, live)
-
-
-def _alone(logits: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Apply to the one network without mapping: some operations cannot be mapped over."""
-
-    def first(*parts: dict[str, Tensor] | Tensor) -> Tensor:
-        own = [{n: t[0] for n, t in p.items()} if isinstance(p, dict) else p[0] for p in parts]
-        return logits(*own)[None]
-
-    return first
 
 
 class _Feed:
@@ -107,23 +114,6 @@ class _Feed:
         drawn = zip(self._batches, self._starts, strict=True)
         index = torch.stack([next(own) + start for own, start in drawn])
         return self._x[index], self._y[index]
-
-
-def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of n examples without end, (size,) each: a permutation, another when it is used up.
-
-    Examples
-    --------
-    >>> drawn = batches(3, 2, torch.Generator().manual_seed(0))
-    >>> sorted(torch.cat([next(drawn) for _ in range(3)]).tolist())
-    [0, 0, 1, 1, 2, 2]
-    """
-    waiting = torch.zeros(0, dtype=torch.int64)
-    while True:
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(n, generator=generator)])
-        yield waiting[:size]
-        waiting = waiting[size:]
 
 
 @torch.no_grad()
