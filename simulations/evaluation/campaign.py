@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +43,7 @@ def run(evaluation: Evaluation, report: Report = lambda step, done, total: None)
     """Simulate what is missing, train the weights of every split, then judge victim by victim.
 
     On one thread: tensors are small, and threads that wait for each other on a busy machine have
-    made profiling ten times slower. Simulating and judging take ``n_workers`` processes.
+    made profiling ten times slower. Simulating, training and judging take ``n_workers`` processes.
     """
     with one_thread():
         return _run(evaluation, report)
@@ -94,17 +98,43 @@ def contenders_of(
     splits: Sequence[Split], tasks: Sequence[Task], evaluation: Evaluation, report: Report
 ) -> list[Contender]:
     """Train the weights of every split, and of every ablation, before anything is judged."""
-    training, read = evaluation.training, remembering()
     found: list[Contender] = []
-    for i, split in enumerate(splits):
-        report("meta-training", i, len(splits))
-        path = weights_file(split, tasks, training, read=read)
-        found += both_ways(split, path, evaluation.shots)
-    report("meta-training", len(splits), len(splits))
+    for i, path in enumerate(_trained(splits, evaluation)):
+        report("meta-training", i + 1, len(splits))
+        found += both_ways(splits[i], path, evaluation.shots)
     for split in splits:
         if evaluation.ablate and split.name == MAIN_SPLIT:
-            found += _ablated(split, list(ablations(tasks, training)), read, report)
+            jobs = list(ablations(tasks, evaluation.training))
+            found += _ablated(split, jobs, remembering(), report)
     return found
+
+
+def _trained(splits: Sequence[Split], evaluation: Evaluation) -> Iterator[Path]:
+    """Files of the weights of every split, in order; each process reads all recordings once."""
+    train = partial(_weights_of, evaluation=evaluation)
+    n_workers = min(evaluation.n_workers, len(splits))
+    if n_workers <= 1:
+        yield from map(train, splits)
+        return
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(n_workers, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(train, splits)
+
+
+def _weights_of(split: Split, evaluation: Evaluation) -> Path:
+    tasks, read = _learned_from(evaluation)
+    return weights_file(split, tasks, evaluation.training, read=read)
+
+
+@lru_cache(maxsize=1)
+def _learned_from(evaluation: Evaluation) -> tuple[list[Task], ReadClean]:
+    """Tasks of everything that has been simulated to learn from, once a process."""
+    curriculum, place = evaluation.curriculum, evaluation.place
+    tasks = [
+        *federated_tasks(load_all(curriculum.federations(), place.cache / "episodes")),
+        *victim_tasks(load_population(curriculum.victims(), place), evaluation.n_draws),
+    ]
+    return tasks, remembering()
 
 
 def _ablated(
@@ -146,9 +176,4 @@ def _material(evaluation: Evaluation, report: Report) -> tuple[list[Recording], 
     federations, cache = curriculum.federations(), place.cache / "episodes"
     for i, _ in enumerate(simulate_all(federations, cache, evaluation.n_workers)):
         report("simulating federations", i + 1, len(federations))
-    recordings = load_population(curriculum.victims(), place)
-    tasks = [
-        *federated_tasks(load_all(federations, cache)),
-        *victim_tasks(recordings, evaluation.n_draws),
-    ]
-    return load_population(evaluation.judged(), place), tasks
+    return load_population(evaluation.judged(), place), _learned_from(evaluation)[0]

@@ -30,11 +30,15 @@ KEPT = ("cartpole", "mountaincar")
 @pytest.fixture(scope="module")
 def small() -> Iterator[None]:
     """Two data sets only, and recipes of a moment."""
+    everything = dict(POOLS)
     with pytest.MonkeyPatch.context() as patch:
         for pool in set(POOLS) - set(KEPT):
             patch.delitem(POOLS, pool)
         patch.setitem(RECIPES, "state", TINY)
         yield
+    for pool, facts in everything.items():  # what was deleted has come back at the end
+        del POOLS[pool]  # type: ignore[attr-defined]
+        POOLS[pool] = facts  # type: ignore[index]
 
 
 @pytest.fixture(scope="module")
