@@ -41,7 +41,7 @@ def evaluate(
     each: Annotated[
         int, typer.Option(min=1, help="Victims judged, by data set and held-out family.")
     ] = 8,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 12,
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 2,
     shots: Annotated[str, typer.Option(help="Numbers of clean inputs.")] = "5,10,20,50",
     ablate: Annotated[bool, typer.Option(help="Train the ablations too.")] = False,

@@ -324,7 +324,7 @@ def test_peers_are_judged_and_those_of_several_passes_have_their_scores_on_recor
 
 
 def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path) -> None:
-    training = _training(tmp_path, conditioned=True)
+    training = _training(tmp_path, conditioned=False)
     found = {ablation.name: ablation for ablation in ablations(tasks, training)}
     shares = ["victims-25%", "victims-50%"]
     without = [f"without-{domain}" for domain in ("cv", "fl", "nlp", "rl")]
