@@ -92,7 +92,7 @@ class Lens(Everywhere):
         if not -0.5 < self.bend <= 1 or self.bend == 0:
             raise ValueError(f"bend must be in (-0.5, 1] and not 0, got {self.bend}")
         if not all(-1 <= place <= 1 for place in self.centre):
-            raise ValueError(f"centre must be in [-1, 1] twice, got {self.centre}")
+            raise ValueError(f"centre must be a column and a row in [-1, 1], got {self.centre}")
 
     def stamp(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return a stamped copy of images ``(n, channels, height, width)`` in [0, 1]."""
