@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +33,7 @@ from fl_shield.simulations.evaluation.study import (
 )
 from fl_shield.simulations.evaluation.tables import by_detector
 from fl_shield.simulations.null_distributions import ReadClean, remembering
+from fl_shield.simulations.processes import map_in_processes
 from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats
 
@@ -112,13 +111,7 @@ def contenders_of(
 def _trained(splits: Sequence[Split], evaluation: Evaluation) -> Iterator[Path]:
     """Files of the weights of every split, in order; each process reads all recordings once."""
     train = partial(_weights_of, evaluation=evaluation)
-    n_workers = min(evaluation.n_workers, len(splits))
-    if n_workers <= 1:
-        yield from map(train, splits)
-        return
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(n_workers, spawn, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(train, splits)
+    return map_in_processes(train, splits, evaluation.n_workers)
 
 
 def _weights_of(split: Split, evaluation: Evaluation) -> Path:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from fl_shield.detector import Weights
 from fl_shield.detectors import DETECTORS, MULTI_PASS, ONE_PASS
@@ -26,6 +22,7 @@ from fl_shield.simulations.evaluation.promises import (
 )
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split
 from fl_shield.simulations.evaluation.tables import PEERS
+from fl_shield.simulations.processes import map_in_processes
 from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats, Representation
 
@@ -128,12 +125,7 @@ def judge_all(
     n_workers : int
     """
     each = partial(_judge_file, contenders=tuple(contenders), shots=tuple(shots))
-    if n_workers <= 1:
-        yield from map(each, files)
-        return
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(n_workers, spawn, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(each, files)
+    return map_in_processes(each, files, n_workers)
 
 
 def _judge_file(path: Path, contenders: Sequence[Contender], shots: Sequence[int]) -> Findings:
