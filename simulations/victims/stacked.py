@@ -60,7 +60,9 @@ def train_stacked(
     """
     if len(models) == 1:
         train_single(
-            *(models[0], samples[0], rngs[0]),
+            models[0],
+            samples[0],
+            rngs[0],
             n_steps=n_steps,
             batch_size=batch_size,
             lr=lr,
