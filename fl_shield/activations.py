@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fl_shield.errors import GuardError
 from fl_shield.head import Head
+from fl_shield.signature import Signature
 from fl_shield.stages import find_stages
 from fl_shield.training import evaluating
 from fl_shield.types import Flags, Floats, Ints, View
@@ -281,8 +282,9 @@ def module_of(layer: str) -> str:
 
 def head_beside(references: Activations) -> Head:
     """The head beside what clean references ask of it, for the statistics of any points."""
-    bounds = (references.penultimate.min(0), references.penultimate.max(0))
-    return Head.of(references.head, bounds)
+    rows = references.penultimate
+    signature = Signature.of(references.logits, rows, references.head)
+    return Head.of(references.head, (rows.min(0), rows.max(0)), signature)
 
 
 def views_beside(points: Activations, references: Activations) -> list[View]:
@@ -293,7 +295,8 @@ def views_beside(points: Activations, references: Activations) -> list[View]:
             f"{', '.join(references.layers)}: watch the same layers of one model"
         )
     head = head_beside(references)
-    own, beside = (head.statistics(a.logits, a.penultimate) for a in (points, references))
+    own = head.statistics(points.logits, points.penultimate)
+    beside = head.reference_statistics(references.logits, references.penultimate)
     depths = np.linspace(1 / len(points.layers), 1, len(points.layers))
     return [
         View(

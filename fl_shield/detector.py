@@ -31,6 +31,7 @@ from fl_shield.calibration import (
 from fl_shield.conditioning import Habits, beside_each_other
 from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.meta import MetaConfig, Params, adapt_each, contributions, log_odds
+from fl_shield.pca import N_COORDINATES
 from fl_shield.profile import COLUMNS, MIN_REFERENCES, Profiles
 from fl_shield.representation import REPRESENTATIONS
 from fl_shield.stages import find_stages
@@ -60,8 +61,8 @@ class Weights:
     ----------
     params : mapping of str to tensor
         See :func:`fl_shield.meta.initial_params`.
-    mean, scale : (128,) float32 tensors, or (256,) of conditioned weights
-        Standardisation of the columns over the meta-training tasks.
+    mean, scale : (k,) float32 tensors, or (2 k,) of conditioned weights
+        Standardisation of the first k columns over the meta-training tasks.
     nulls : mapping of str to (k,) float32 tensor
         Quantiles of standardised benign scores over held-out meta-training tasks, apart for
         ``inputs`` of a model, ``updates`` of clients, and ``first updates``: those of a round
@@ -98,24 +99,34 @@ class Weights:
         null: Floats = self.nulls[kind].double().numpy()
         return null
 
+    @property
+    def n_columns(self) -> int:
+        """How many columns of a profile they read: the first ones, for new ones come last."""
+        return len(self.mean) // (2 if self.config.conditioned else 1)
+
     def represent(self, views: Sequence[View]) -> Profiles:
-        """What these weights read of views of the same points: 128 numbers a point and view."""
+        """Profiles of views of the same points, or what else these weights read."""
         return REPRESENTATIONS[self.config.representation](views)
 
+    def habits(self, references: Floats) -> Habits:
+        """What references (m, V, 135) show in the columns that these weights read."""
+        return Habits.of(references[..., : self.n_columns])
+
     def standard(self, columns: Floats | Tensor) -> Tensor:
-        """Columns (n, V, 128 or 256) on the scale of meta-training; tensors keep their graph."""
+        """Columns (n, V, k or 2 k) on the scale of meta-training; tensors keep their graph."""
         if not isinstance(columns, Tensor):
             columns = torch.from_numpy(np.asarray(columns, dtype=np.float32))
         return ((columns - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
 
     def read_references(self, references: Floats) -> Tensor:
-        """What the network reads of leave-one-out profiles of references (m, V, 128)."""
-        conditioned = self.config.conditioned
-        return self.standard(beside_each_other(references) if conditioned else references)
+        """What the network reads of leave-one-out profiles of references (m, V, 135)."""
+        columns = references[..., : self.n_columns]
+        return self.standard(beside_each_other(columns) if self.config.conditioned else columns)
 
     def read_points(self, profiles: Floats | Tensor, habits: Habits) -> Tensor:
-        """What the network reads of profiles of points (n, V, 128) beside references' habits."""
-        return self.standard(habits.live(profiles) if self.config.conditioned else profiles)
+        """What the network reads of profiles of points (n, V, 135) beside references' habits."""
+        columns = profiles[..., : self.n_columns]
+        return self.standard(habits.live(columns) if self.config.conditioned else columns)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name in a file."""
@@ -207,7 +218,7 @@ class Adapted:
     ----------
     weights : Weights
         The meta-learned initialisation.
-    references : (m, V, 128) float array
+    references : (m, V, 135) float array
         Leave-one-out profiles of clean references.
     n_inner_steps : int, optional
         Steps of the inner loop; the meta-trained number by default, 0 for no adaptation.
@@ -230,7 +241,7 @@ class Adapted:
         self._null = weights.null_for(null, len(references))
         self._steps = weights.config.n_inner_steps if n_inner_steps is None else n_inner_steps
         self._present = torch.ones(references.shape[1])
-        self._habits = Habits.of(references)
+        self._habits = weights.habits(references)
         rows = weights.read_references(references)
         fold = torch.arange(len(rows)) % n_folds
         held = fold == torch.arange(-1, min(n_folds, len(rows)))[:, None]  # first nothing is held
@@ -240,7 +251,7 @@ class Adapted:
         self.reference_log_odds = self._out_of_fit(adapted, rows, held)
 
     def score(self, profiles: Floats) -> Scores:
-        """Score points given as (n, V, 128) profiles."""
+        """Score points given as (n, V, 135) profiles."""
         rows = self._weights.read_points(profiles, self._habits)
         with torch.no_grad():
             parts = contributions(self._params, rows, self._present)
@@ -248,7 +259,7 @@ class Adapted:
         return Scores(log_odds=shares.sum(1), contributions=shares)
 
     def live_log_odds(self, profiles: Tensor) -> Tensor:
-        """Log-odds (n,) of profiles (n, V, 128) that gradients flow through.
+        """Log-odds (n,) of profiles (n, V, 135) that gradients flow through.
 
         The adaptation is what it was: no gradient flows to it, nor through it to the references.
         """
@@ -429,12 +440,13 @@ def blank_weights(seed: int = 0, config: MetaConfig | None = None) -> Weights:
     Examples
     --------
     >>> blank_weights().mean.shape
-    torch.Size([128])
+    torch.Size([135])
     """
     from fl_shield.meta import initial_params
 
     settings = config or MetaConfig()
-    width = len(COLUMNS) * (2 if settings.conditioned else 1)
+    read = N_COORDINATES if settings.representation == "pca" else len(COLUMNS)
+    width = read * (2 if settings.conditioned else 1)
     params = initial_params(width, settings, np.random.default_rng(seed))
     null = torch.linspace(-2, 2, 101)
     return Weights(

@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from fl_shield.live import constant, in_rows, library, norms_of
-from fl_shield.profile import STATISTICS
+from fl_shield.profile import CLASS_STATISTICS, SLOTS
+from fl_shield.signature import Signature
 from fl_shield.types import Floats
 
 
@@ -27,6 +28,8 @@ class Head:
         Orthonormal basis of the rows; None where they can span everything.
     lengths : (n_classes,) float array, optional
         Norms of the rows.
+    signature : Signature, optional
+        How suspect each class is.
 
     Examples
     --------
@@ -40,26 +43,32 @@ class Head:
     bounds: tuple[Floats, Floats] | None = None
     axes: Floats | None = None
     lengths: Floats | None = None
+    signature: Signature | None = None
 
     @classmethod
-    def of(cls, weight: Floats | None, bounds: tuple[Floats, Floats] | None = None) -> Self:
+    def of(
+        cls,
+        weight: Floats | None,
+        bounds: tuple[Floats, Floats] | None = None,
+        signature: Signature | None = None,
+    ) -> Self:
         """Take the rows apart, which a singular value decomposition does."""
         if weight is None:
-            return cls()
+            return cls(signature=signature)
         n_classes, d = weight.shape
         axes = np.linalg.svd(weight, full_matrices=False)[2] if n_classes < d else None
         lengths = np.linalg.norm(weight, axis=1)
-        return cls(weight=weight, bounds=bounds, axes=axes, lengths=lengths)
+        return cls(weight=weight, bounds=bounds, axes=axes, lengths=lengths, signature=signature)
 
     @property
     def n_bytes(self) -> int:
         """Memory of what is kept beside the weight, which is the model's own."""
-        return sum(
-            a.nbytes for a in (self.axes, self.lengths, *(self.bounds or ())) if a is not None
-        )
+        table = None if self.signature is None else self.signature.classes
+        kept = (self.axes, self.lengths, table, *(self.bounds or ()))
+        return sum(a.nbytes for a in kept if a is not None)
 
     def statistics(self, logits: Floats, activation: Floats | None = None) -> Floats:
-        """Scalars of each input by slot, (n, 16), NaN in the slots that cannot be told.
+        """Scalars of each input by slot, (n, 23), NaN in the slots that cannot be told.
 
         Parameters
         ----------
@@ -73,7 +82,8 @@ class Head:
     def told(self, logits: Any, activation: Any = None) -> Any:
         """:meth:`statistics` of arrays, or of tensors that gradients flow through.
 
-        The head itself is what it was when it was taken apart: no gradient flows to it.
+        The head itself is what it was when it was taken apart: no gradient flows to it. The class
+        that an input is given has none either.
 
         Examples
         --------
@@ -84,13 +94,23 @@ class Head:
         [[1.0, -1.0]]
         """
         xp = library(logits)
-        out = xp.full((len(logits), len(STATISTICS)), xp.nan, dtype=xp.float64)
+        out = xp.full((len(logits), len(SLOTS)), xp.nan, dtype=xp.float64)
         slots: Mapping[str, Any] = _from_logits(logits)
         if activation is not None:
             slots = {**slots, **self._from_rows(logits, activation)}
         for name, values in slots.items():
-            out[:, STATISTICS.index(name)] = values
+            out[:, SLOTS.index(name)] = values
+        if self.signature is not None:
+            label = logits.argmax(1)
+            out[:, -len(CLASS_STATISTICS) :] = constant(self.signature.classes, out)[label]
         return out
+
+    def reference_statistics(self, logits: Floats, activation: Floats) -> Floats:
+        """:meth:`statistics` of the references themselves, the signature without each, (m, 23)."""
+        told = self.statistics(logits, activation)
+        if self.signature is not None:
+            told[:, -len(CLASS_STATISTICS) :] = self.signature.references
+        return told
 
     def _from_rows(self, logits: Any, activation: Any) -> dict[str, Any]:
         if self.weight is None or self.lengths is None:
@@ -140,7 +160,7 @@ def logit_statistics(
 
     Returns
     -------
-    (n, 16) float array
+    (n, 23) float array
         NaN in the slots that cannot be told.
 
     Examples

@@ -195,7 +195,7 @@ class Inspector:
     def views(
         self, global_arrays: Arrays, updates: Iterable[Arrays], clients: Sequence[str] = ()
     ) -> tuple[Floats, Floats]:
-        """Profiles of a round's updates (n, V, 128) and of its references (m, V, 128)."""
+        """Profiles of a round's updates (n, V, 135) and of its references (m, V, 135)."""
         read = self._read(global_arrays, updates, clients)
         if read is None:
             return np.zeros((0, 0, 0)), np.zeros((0, 0, 0))

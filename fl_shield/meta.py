@@ -88,9 +88,9 @@ class Episode:
 
     Attributes
     ----------
-    support : (m, V, 128) float array
+    support : (m, V, 135) float array
         Leave-one-out profiles of clean references, one row a view.
-    query : (n, V, 128) float array
+    query : (n, V, 135) float array
     labels : (n,) int array
         1 = triggered input or malicious update.
     family, domain : str

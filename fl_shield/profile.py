@@ -1,9 +1,10 @@
-"""Points beside clean references of their own space, as 128 comparable numbers.
+"""Points beside clean references of their own space, as 135 comparable numbers.
 
 Raw coordinates do not compare between networks; how a point *stands beside a few clean
 references* does. A profile holds, for each point, deviations of single units, distances and
 angles to the references, what lies outside their span, the point's own shape, scalar statistics
-that the space itself does not hold (logits, the norm of a client's update), and a little context.
+that the space itself does not hold (logits, the norm of a client's update), a little context, and
+how suspect the class is that the model gives the point.
 Nearly every number is relative to what the references show among themselves, so it is free of
 the order and scale of units. The columns named in :data:`ROTATION_INVARIANT` are free of any
 rotation as well. What a view lacks is masked with zeros, not faked.
@@ -57,7 +58,22 @@ STATISTICS = (
     "norm_share",
     "shift_peak",
 )
-"""Slots of a view's scalar statistics: eight for inputs, eight for client updates."""
+"""Scalars that are read beside the references' own: eight for inputs, eight for client updates."""
+
+CLASS_STATISTICS = (
+    "signature",
+    "signature_rank",
+    "reach",
+    "reach_rank",
+    "mean_logit",
+    "mean_logit_rank",
+    "log_classes",
+)
+"""Scalars of the class that the model gives a point, read as they are: see
+:mod:`fl_shield.signature`."""
+
+SLOTS = (*STATISTICS, *CLASS_STATISTICS)
+"""Slots of a view's scalar statistics."""
 
 LIMIT = 8.0
 """Every column is clipped to [-LIMIT, LIMIT]."""
@@ -97,8 +113,10 @@ COLUMNS: tuple[str, ...] = (
     ),
     *(f"kind_{kind}" for kind in KINDS),
     *("depth", "log_references", "log_units", "has_statistics", "few_units", "spread", "constant"),
+    *CLASS_STATISTICS,
 )
-"""Names of the columns, in order; a test holds that they are 128 and distinct."""
+"""Names of the columns, in order; a test holds that they are 135 and distinct. New ones come last:
+weights read as many as they were trained with."""
 
 N_COLUMNS = len(COLUMNS)
 
@@ -110,7 +128,7 @@ ROTATION_INVARIANT = frozenset(
     or name in {"norm_ratio", "depth", "log_references", "log_units", "has_statistics"}
     or name in {"few_units", "spread", "constant", *(f"z_{s}" for s in STATISTICS)}
     or name in {f"z_{s}" for s in ("centre_distance", "residual", "nearest", "cosine_max")}
-    or name in {f"z_mahalanobis_{s:g}" for s in SHRINKAGES} | {"z_norm_ratio"}
+    or name in {f"z_mahalanobis_{s:g}" for s in SHRINKAGES} | {"z_norm_ratio", *CLASS_STATISTICS}
 ) - {"near_zero"}
 
 
@@ -120,8 +138,8 @@ class Profiles:
 
     Attributes
     ----------
-    points : (n, 128) float32 array, or (n, V, 128) of V views
-    references : (m, 128) or (m, V, 128) float32 array
+    points : (n, 135) float32 array, or (n, V, 135) of V views
+    references : (m, 135) or (m, V, 135) float32 array
     """
 
     points: Floats
@@ -129,7 +147,7 @@ class Profiles:
 
 
 def profile(view: View) -> Profiles:
-    """Describe each point of a view by 128 numbers that compare between spaces.
+    """Describe each point of a view by 135 numbers that compare between spaces.
 
     Parameters
     ----------
@@ -167,7 +185,7 @@ def profiles(views: Sequence[View]) -> Profiles:
     Returns
     -------
     Profiles
-        Of points (n, V, 128) and of references (m, V, 128), the views in their order.
+        Of points (n, V, 135) and of references (m, V, 135), the views in their order.
 
     Examples
     --------
@@ -175,7 +193,7 @@ def profiles(views: Sequence[View]) -> Profiles:
     >>> rows = {d: (rng.normal(size=(2, d)), rng.normal(size=(20, d))) for d in (9, 6)}
     >>> both = profiles([View(name="demo", points=p, references=r) for p, r in rows.values()])
     >>> both.points.shape, both.references.shape
-    ((2, 2, 128), (20, 2, 128))
+    ((2, 2, 135), (20, 2, 135))
     """
     fitted = Profiler(views)
     points = fitted.points([checked(view)[0] for view in views], _told(views))
@@ -193,7 +211,7 @@ class Profiler:
 
     Attributes
     ----------
-    references : (m, V, 128) float32 array
+    references : (m, V, 135) float32 array
         Leave-one-out profiles of the references.
 
     Examples
@@ -201,7 +219,7 @@ class Profiler:
     >>> rng = np.random.default_rng(0)
     >>> clean, odd = rng.normal(size=(20, 6)), rng.normal(size=(2, 6)) + 9
     >>> view = View(name="demo", points=odd, references=clean)
-    >>> fitted, none = Profiler([view]), torch.full((1, 2, 16), torch.nan)
+    >>> fitted, none = Profiler([view]), torch.full((1, 2, 23), torch.nan)
     >>> bool((fitted.points([torch.from_numpy(odd)], none) == profiles([view]).points).all())
     True
     """
@@ -222,11 +240,13 @@ class Profiler:
         self._frames = [frame(stack) for stack in stacks]
         own = self._joined([leave_one_out(stack) for stack in stacks])
         clean, self._masked = _clean_statistics(views)
-        self._keys, self._scale, self._ranks = Scale.of(own.keys), Scale.of(clean), Ranks.of(clean)
+        beside_own, as_is = _parts(clean)
+        self._keys, self._scale = Scale.of(own.keys), Scale.of(beside_own)
+        self._ranks = Ranks.of(beside_own)
         self._context = torch.from_numpy(np.stack([_context(view, m) for view in views]))
-        ranks = self._ranks.rank(clean) * (m / (m - 1))
-        told = torch.cat([z_of_each(clean), ranks], dim=-1)
-        joined = _joined(own.columns, told, z_of_each(own.keys), self._context)
+        ranks = self._ranks.rank(beside_own) * (m / (m - 1))
+        told = torch.cat([z_of_each(beside_own), ranks], dim=-1)
+        joined = _joined(own.columns, told, z_of_each(own.keys), self._context, as_is)
         self.references: Floats = joined.float().numpy()
 
     def points(self, rows: Sequence[Tensor], statistics: Tensor) -> Floats:
@@ -236,12 +256,12 @@ class Profiler:
         ----------
         rows : sequence of (n, d) tensors
             Finite points of each view, as wide as its references.
-        statistics : (V, n, 16) tensor
+        statistics : (V, n, 23) tensor
             NaN in slots that the views lack.
 
         Returns
         -------
-        (n, V, 128) float32 array
+        (n, V, 135) float32 array
         """
         out: Floats = self.live(rows, statistics).float().numpy()
         return out
@@ -253,14 +273,14 @@ class Profiler:
 
         Returns
         -------
-        (n, V, 128) float64 tensor
+        (n, V, 135) float64 tensor
 
         Examples
         --------
         >>> rng = np.random.default_rng(0)
         >>> clean, odd = rng.normal(size=(20, 6)), torch.full((1, 6), 3.0, requires_grad=True)
         >>> view = View(name="demo", points=clean, references=clean)
-        >>> found = Profiler([view]).live([odd], torch.full((1, 1, 16), torch.nan))
+        >>> found = Profiler([view]).live([odd], torch.full((1, 1, 23), torch.nan))
         >>> found[0, 0, COLUMNS.index("centre_distance")].backward()
         >>> bool((odd.grad > 0).all())
         True
@@ -270,9 +290,10 @@ class Profiler:
             stack = torch.stack([rows[i] for i in group]).to(among.centre.dtype)
             found.append(beside(stack, among))
         own = self._joined(found)
-        told = statistics.masked_fill(self._masked, 0)  # 0 beside 0s gives 0
-        told = torch.cat([self._scale.z(told), self._ranks.rank(told)], dim=-1)
-        return _joined(own.columns, told, self._keys.z(own.keys), self._context)
+        known = statistics.masked_fill(self._masked, 0)  # 0 beside 0s gives 0
+        own_scale, as_is = _parts(known)
+        told = torch.cat([self._scale.z(own_scale), self._ranks.rank(own_scale)], dim=-1)
+        return _joined(own.columns, told, self._keys.z(own.keys), self._context, as_is)
 
     @property
     def n_bytes(self) -> int:
@@ -286,6 +307,11 @@ class Profiler:
 
 
 _GEOMETRY = ("columns", "keys")
+
+
+def _parts(told: Tensor) -> tuple[Tensor, Tensor]:
+    """Statistics to be read beside the references' own, and those that are read as they are."""
+    return told[..., : len(STATISTICS)], told[..., len(STATISTICS) :]
 
 
 def _tensors(kept: Any) -> Iterator[Tensor]:
@@ -334,12 +360,12 @@ def checked(view: View) -> tuple[Tensor, Tensor]:
 
 
 def _told(views: Sequence[View]) -> Tensor:
-    """Statistics of points, (V, n, 16)."""
+    """Statistics of points, (V, n, 23)."""
     return torch.stack([_checked_statistics(view)[0] for view in views])
 
 
 def _clean_statistics(views: Sequence[View]) -> tuple[Tensor, Tensor]:
-    """Statistics of references (V, m, 16), and which slots a view lacks: those are zeros."""
+    """Statistics of references (V, m, 23), and which slots a view lacks: those are zeros."""
     told = [_checked_statistics(view) for view in views]
     own, clean = (torch.stack(rows) for rows in zip(*told, strict=True))
     masked = ~(own.isfinite().all(1, keepdim=True) & clean.isfinite().all(1, keepdim=True))
@@ -347,8 +373,8 @@ def _clean_statistics(views: Sequence[View]) -> tuple[Tensor, Tensor]:
 
 
 def _checked_statistics(view: View) -> tuple[Tensor, Tensor]:
-    """Statistics of points (n, 16) and references (m, 16), NaN where a view has none."""
-    n, m, width = len(view.points), len(view.references), len(STATISTICS)
+    """Statistics of points (n, 23) and references (m, 23), NaN where a view has none."""
+    n, m, width = len(view.points), len(view.references), len(SLOTS)
     if view.statistics is None or view.reference_statistics is None:
         missing = torch.full((n + m, width), torch.nan, dtype=torch.float64)
         return missing[:n], missing[n:]
@@ -380,8 +406,10 @@ def _context(view: View, m: int) -> Floats:
     return context
 
 
-def _joined(columns: Tensor, told: Tensor, keys: Tensor, context: Tensor) -> Tensor:
-    """Every column (n, V, 128), within the limits."""
+def _joined(
+    columns: Tensor, told: Tensor, keys: Tensor, context: Tensor, classes: Tensor
+) -> Tensor:
+    """Every column (n, V, 135), within the limits."""
     repeated = context[:, None].expand(-1, columns.shape[1], -1)
-    joined = torch.cat([columns, told, keys, repeated], dim=-1).transpose(0, 1)
+    joined = torch.cat([columns, told, keys, repeated, classes], dim=-1).transpose(0, 1)
     return joined.nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp(-LIMIT, LIMIT)

@@ -23,4 +23,4 @@ REPRESENTATIONS: Mapping[Representation, Callable[[Sequence[View]], Profiles]] =
     "profile": profiles,
     "pca": _each_by_itself,
 }
-"""Each gives 128 numbers a point and view: (n, V, 128) and, of references, (m, V, 128)."""
+"""Each gives as many numbers a point and view: (n, V, k) and, of references, (m, V, k)."""

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_shield.profile import STATISTICS
+from fl_shield.profile import SLOTS
 from fl_shield.rng import keyed
 from fl_shield.types import Arrays, Floats, View
 
@@ -198,7 +198,7 @@ class Standing:
     ----------
     points : mapping of view name to (n, d) float array
         Sketches minus the group's coordinate-wise median, over the median distance to it.
-    statistics : mapping of view name to (n, 16) float array
+    statistics : mapping of view name to (n, 23) float array
     distances : (n,) float array
         Mean log-distance to the group's centre over the views; orders the core.
     owners : tuple of str
@@ -279,7 +279,7 @@ def _update_statistics(
     np.fill_diagonal(cosines, -1)
     np.fill_diagonal(square, np.inf)
     alone = n < 2
-    out = np.full((n, len(STATISTICS)), np.nan)
+    out = np.full((n, len(SLOTS)), np.nan)
     toward = raw @ centre / (np.linalg.norm(raw, axis=1) * np.linalg.norm(centre) + 1e-12)
     columns = {
         "peer_cosine": toward,
@@ -288,7 +288,7 @@ def _update_statistics(
         **scalars,
     }
     for slot, values in columns.items():
-        out[:, STATISTICS.index(slot)] = values
+        out[:, SLOTS.index(slot)] = values
     return out
 
 

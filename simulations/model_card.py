@@ -107,7 +107,7 @@ def write_card(
     lines = [
         "# Model card: MetaShield",
         "",
-        "A two-layer MLP over profiles of 128 comparable numbers, meta-learned by second-order",
+        "A two-layer MLP over profiles of comparable numbers, meta-learned by second-order",
         "MAML with a clean-only inner loop. It scores inputs of any model and client updates of",
         "any federation, higher = more suspicious.",
         "",

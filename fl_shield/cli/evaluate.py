@@ -41,6 +41,8 @@ def evaluate(
     each: Annotated[
         int, typer.Option(min=1, help="Victims judged, by data set and held-out family.")
     ] = 8,
+    digits: Annotated[int, typer.Option(min=0, help="With fl: federations on digits.")] = 16,
+    glyphs: Annotated[int, typer.Option(min=0, help="With fl: federations on glyphs.")] = 16,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 12,
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 2,
     shots: Annotated[str, typer.Option(help="Numbers of clean inputs.")] = "5,10,20,50",
@@ -89,6 +91,7 @@ def evaluate(
         return
     from fl_shield.simulations.episodes.clean_models import Workplace
     from fl_shield.simulations.evaluation.campaign import run
+    from fl_shield.simulations.evaluation.federations import federated_tables
     from fl_shield.simulations.evaluation.promises import calibration
     from fl_shield.simulations.evaluation.results import easy_of, write
     from fl_shield.simulations.evaluation.settings import Evaluation
@@ -99,6 +102,8 @@ def evaluate(
         pools=QUICK_POOLS if quick else words(pools),
         n_victims=QUICK["victims"] if quick else victims,
         n_each=QUICK["each"] if quick else each,
+        n_digits=digits,
+        n_glyphs=glyphs,
         n_epochs=QUICK["epochs"] if quick else epochs,
         n_draws=draws,
         shots=_numbers(shots),
@@ -112,6 +117,7 @@ def evaluate(
     files = write(evaluation, results, out)
     _show(results.tables, easy_of(results))
     _show_calibration(calibration(results.alarms))
+    _show_federations(federated_tables(results.rounds))
     console.print(f"wrote {', '.join(path.name for path in files)} in {out}")
 
 
@@ -173,4 +179,21 @@ def _show_calibration(lines: Sequence[Mapping[str, Any]]) -> None:
             f"{line['above']:.0%}",
         )
     if lines:
+        Console().print(shown)
+
+
+def _show_federations(tables: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print how malicious updates of unseen federations are told from benign ones."""
+    shown = Table(title="client updates of unseen federations")
+    for column in ("weights", "detector", "attack"):
+        shown.add_column(column)
+    for column in ("AUC", "rejected, p ≤ 5 %", "benign"):
+        shown.add_column(column, justify="right")
+    for name, found in tables.items():
+        split, detector = name.split("/", 1)
+        for attack, line in found["attacks"].items():
+            told = (line[key] for key in ("auc", "rejected", "rejected_benign"))
+            numbers = ("–" if value is None else f"{value:.3f}" for value in told)
+            shown.add_row(split, detector, attack, *numbers)
+    if tables:
         Console().print(shown)

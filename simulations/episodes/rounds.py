@@ -26,6 +26,9 @@ from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
 from fl_shield.types import Arrays, Attack, AttackContext, Ints, Representation, Samples, Trigger
 
 ATTACK_NAMES = ("badnets", "model_replacement", "norm_clipped", "sign_flip", "lp")
+HELD_OUT_ATTACK = "perturbation"
+"""No weights ever learn from it: it is for evaluation."""
+
 STEALTHY = ("badnets", "norm_clipped", "lp")
 """Attacks that may leak: an undetected one shifts the global model without wrecking it."""
 
@@ -55,6 +58,8 @@ class FederationSetting:
         Share of clients that hold a random part of the classes only.
     representation : {"profile", "pca"}
         What the detector reads of a view.
+    attacks : tuple of str
+        Attacks of each profiled round, in the order of the draws before they are shuffled.
     """
 
     seed: int
@@ -70,10 +75,14 @@ class FederationSetting:
     leak: float
     partial: float = 0.0
     representation: Representation = "profile"
+    attacks: tuple[str, ...] = ATTACK_NAMES
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
-        return {"source": "federation", **asdict(self)}
+        facts = asdict(self)
+        if self.attacks == ATTACK_NAMES:  # as all once were: caches keep their names
+            del facts["attacks"]
+        return {"source": "federation", **facts}
 
 
 def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSetting:
@@ -124,6 +133,7 @@ def draw_attack(name: str, n_clients: int, rng: np.random.Generator) -> Attack:
         "norm_clipped": {"poison_rate": rate},
         "sign_flip": {"scale": float(rng.uniform(1, 5))},
         "lp": {"lambda_": float(rng.choice([0.5, 1.0, 2.0])), "max_passes": 12},
+        HELD_OUT_ATTACK: {"poison_rate": rate},
     }
     return make_attack(name, **settings[name])
 
@@ -200,7 +210,7 @@ class Federation:
         labels = np.zeros(len(clients), np.int64)
         labels[malicious] = 1
         leaking: list[Arrays] = honest
-        for name in rng.permutation(ATTACK_NAMES):
+        for name in rng.permutation(self.setting.attacks):
             uploads = self._attacked(name, honest, clients, malicious, server_round, rng)
             if not all(map(_is_finite, uploads)):
                 continue

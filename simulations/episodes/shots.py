@@ -26,12 +26,17 @@ class Shots:
     Attributes
     ----------
     references, points : Activations
+        Of the points, clean inputs come first.
     labels : (n_points,) int array
+    n_clean : int
+        How many clean inputs there are. Stamped inputs of a clean victim are harmless, label 0, and
+        yet not clean.
     """
 
     references: Activations
     points: Activations
     labels: Ints
+    n_clean: int
 
 
 def shots_of(recording: Recording, n_shots: int, rng: np.random.Generator) -> Shots:
@@ -57,6 +62,7 @@ def shots_at(recording: Recording, index: Ints) -> Shots:
         references=recording.references.take(index),
         points=Activations.join([recording.clean, recording.triggered]),
         labels=np.concatenate([np.zeros(len(recording.clean), np.int64), outcome]),
+        n_clean=len(recording.clean),
     )
 
 

@@ -21,7 +21,7 @@ class Profiled:
     Attributes
     ----------
     profiles : Profiles
-        Of points (n, V, 128) and, leave-one-out, of references (m, V, 128).
+        Of points (n, V, 135) and, leave-one-out, of references (m, V, 135).
     fit_seconds : float
         Profiling the references and one point, as a fit does.
     score_seconds : float

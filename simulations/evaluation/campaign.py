@@ -20,11 +20,17 @@ from fl_shield.simulations.episodes.recordings import (
     simulate_population,
 )
 from fl_shield.simulations.episodes.tasks import Task, federated_tasks, victim_tasks
+from fl_shield.simulations.evaluation.federations import FederatedRow, judge_federations
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row
 from fl_shield.simulations.evaluation.learning import Ablation, ablations, can_learn, weights_file
 from fl_shield.simulations.evaluation.results import Results
 from fl_shield.simulations.evaluation.settings import Evaluation, Report
-from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, Split, all_splits
+from fl_shield.simulations.evaluation.splits import (
+    MAIN_SPLIT,
+    WITHOUT_FEDERATIONS,
+    Split,
+    all_splits,
+)
 from fl_shield.simulations.evaluation.study import (
     Contender,
     Findings,
@@ -61,7 +67,7 @@ def one_thread() -> Iterator[None]:
 
 def _run(evaluation: Evaluation, report: Report) -> Results:
     judged, tasks = _material(evaluation, report)
-    splits = [s for s in all_splits(judged, evaluation.axes) if can_learn(s, tasks)]
+    splits = [s for s in _splits(judged, evaluation) if can_learn(s, tasks)]
     if not splits:
         raise ScenarioError(
             f"nothing is left to learn from for {', '.join(evaluation.axes)} with "
@@ -73,6 +79,12 @@ def _run(evaluation: Evaluation, report: Report) -> Results:
     for findings in judge_all(files, contenders, evaluation.shots, evaluation.n_workers):
         found.append(findings)
         report("judging victims", len(found), len(files))
+    rounds: list[FederatedRow] = []
+    federations, cache = evaluation.judged_federations(), evaluation.episodes
+    told = judge_federations(federations, contenders, cache, evaluation.n_workers)
+    for i, each in enumerate(told):
+        rounds += each
+        report("judging federations", i + 1, len(federations))
     rows = in_order([row for each in found for row in each.rows], contenders)
     tables = {s.name: by_detector(rows, s.name, MAIN_SHOTS) for s in splits}
     return Results(
@@ -81,7 +93,16 @@ def _run(evaluation: Evaluation, report: Report) -> Results:
         victims=[recording.facts for recording in judged],
         scores=(_pooled(found, 0), _pooled(found, 1)),
         alarms=[alarm for each in found for alarm in each.alarms],
+        rounds=rounds,
     )
+
+
+def _splits(judged: Sequence[Recording], evaluation: Evaluation) -> list[Split]:
+    """Every split that the recorded victims allow, and the one without federations."""
+    splits = all_splits(judged, evaluation.axes)
+    if "fl" in evaluation.domains and "domain" in evaluation.axes:
+        splits.append(WITHOUT_FEDERATIONS)
+    return splits
 
 
 def unseen(evaluation: Evaluation) -> list[VictimSetting]:
@@ -124,7 +145,7 @@ def _learned_from(evaluation: Evaluation) -> tuple[list[Task], ReadClean]:
     """Tasks of everything that has been simulated to learn from, once a process."""
     curriculum, place = evaluation.curriculum, evaluation.place
     tasks = [
-        *federated_tasks(load_all(curriculum.federations(), place.cache / "episodes")),
+        *federated_tasks(load_all(curriculum.federations(), evaluation.episodes)),
         *victim_tasks(load_population(curriculum.victims(), place), evaluation.n_draws),
     ]
     return tasks, remembering()
@@ -166,7 +187,7 @@ def _material(evaluation: Evaluation, report: Report) -> tuple[list[Recording], 
     for n in simulate_population(settings, place, evaluation.n_workers):
         done += n
         report("training victims", done, len(settings))
-    federations, cache = curriculum.federations(), place.cache / "episodes"
-    for i, _ in enumerate(simulate_all(federations, cache, evaluation.n_workers)):
+    federations = [*curriculum.federations(), *evaluation.judged_federations()]
+    for i, _ in enumerate(simulate_all(federations, evaluation.episodes, evaluation.n_workers)):
         report("simulating federations", i + 1, len(federations))
     return load_population(evaluation.judged(), place), _learned_from(evaluation)[0]

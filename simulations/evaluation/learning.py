@@ -12,6 +12,7 @@ from typing import Any
 
 from fl_shield.activations import Activations
 from fl_shield.meta import MetaConfig, Progress
+from fl_shield.profile import CLASS_STATISTICS
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.tasks import Task, victim_tasks
@@ -23,12 +24,12 @@ from fl_shield.simulations.null_distributions import (
     clean_profiles,
     refit,
 )
-from fl_shield.types import Representation
+from fl_shield.types import Floats, Representation
 
 MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
 """Facts of a victim that follow from the others, or from the machine."""
 
-METHOD = "networks held out whole, nulls across data sets, families alike, victims of 4000 steps"
+METHOD = "networks held out whole, nulls across data sets, families alike, class statistics"
 """What else weights follow from: change it with the method, or a cache gives the old ones."""
 
 
@@ -101,7 +102,7 @@ def _key(tasks: Sequence[Task], training: Training) -> str:
     """Hash of everything that weights follow from."""
     kept = [{k: v for k, v in task.facts.items() if k not in MEASURED} for task in tasks]
     facts = [json.dumps(each, sort_keys=True, default=str) for each in kept]
-    sizes = [[episode.query.shape[1] for episode in task.episodes] for task in tasks]
+    sizes = [[episode.query.shape[1:] for episode in task.episodes] for task in tasks]
     described = json.dumps([facts, sizes, asdict(training.config), training.seed, METHOD])
     return hashlib.sha256(described.encode()).hexdigest()[:20]
 
@@ -137,6 +138,8 @@ def ablations(tasks: Sequence[Task], training: Training) -> Iterator[Ablation]:
         training=replace(training, config=literal),
         tasks=_made_again(tasks, representation="pca"),
     )
+    known = [_without_class_statistics(task) for task in tasks]
+    yield Ablation(name="without-class-statistics", training=training, tasks=known)
     head = _made_again(tasks, change=of_last_layer)
     yield Ablation(name="last-view-only", training=training, tasks=head, n_views=1)
     yield from _fewer(tasks, training)
@@ -165,6 +168,16 @@ def _made_again(
             recording = change(task.recording)
             made += victim_tasks([recording], len(task.episodes), representation)
     return made
+
+
+def _without_class_statistics(task: Task) -> Task:
+    """A task without the columns of the class that the model gives a point, which come last."""
+
+    def cut(rows: Floats) -> Floats:
+        return rows[..., : -len(CLASS_STATISTICS)]
+
+    cut_short = (replace(e, support=cut(e.support), query=cut(e.query)) for e in task.episodes)
+    return replace(task, episodes=tuple(cut_short))
 
 
 def of_last_layer(recording: Recording) -> Recording:

@@ -20,21 +20,27 @@ HELD_OUT, ALL, DATA_SETS = "held-out triggers", "all", "left-out data sets"
 """Groups of victims that the weights have not seen: kept for evaluation with a held-out trigger,
 all that are kept for evaluation, and every victim of a data set that is left out whole."""
 
+HARMLESS = "stamped, left-out data sets"
+"""Stamped inputs of clean victims of a data set that is left out whole: they do no harm, and are
+not clean either, so no budget was promised for them."""
+
+GROUPS = (HELD_OUT, ALL, DATA_SETS, HARMLESS)
+
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class FalseAlarms:
-    """Clean inputs of one unseen victim that were flagged.
+    """Harmless inputs of one unseen victim that were flagged.
 
     Attributes
     ----------
     groups : tuple of str
-        Which of :data:`HELD_OUT`, :data:`ALL` and :data:`DATA_SETS` it belongs to.
+        Which of :data:`GROUPS` it belongs to.
     n_shots, n_clean : int
-        References, and clean inputs that were judged.
+        References, and inputs that were judged: clean ones, or stamped ones of :data:`HARMLESS`.
     shares : tuple of float
-        Flagged share of the clean inputs at each of
+        Flagged share of these inputs at each of
         :data:`~fl_shield.simulations.evaluation.judging.BUDGETS`.
     """
 
@@ -49,14 +55,24 @@ def groups_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
     return (HELD_OUT, ALL) if facts["family"] in HELD_OUT_FAMILIES else (ALL,)
 
 
-def false_alarms(shots: Shots, p_values: Floats, groups: tuple[str, ...]) -> FalseAlarms:
-    """Count the false alarms among the points of shots by their p-values (n_points,)."""
-    clean = p_values[shots.labels == 0]
+def false_alarms(shots: Shots, p_values: Floats, groups: tuple[str, ...]) -> list[FalseAlarms]:
+    """Count the false alarms among the points of shots by their p-values (n_points,).
+
+    Those of clean inputs, and apart from them those of stamped inputs that are harmless.
+    """
+    harmless = p_values[shots.n_clean :][shots.labels[shots.n_clean :] == 0]
+    found = [_counted(shots, p_values[: shots.n_clean], groups)]
+    if len(harmless) and DATA_SETS in groups:
+        found.append(_counted(shots, harmless, (HARMLESS,)))
+    return found
+
+
+def _counted(shots: Shots, p_values: Floats, groups: tuple[str, ...]) -> FalseAlarms:
     return FalseAlarms(
         groups=groups,
         n_shots=len(shots.references),
-        n_clean=len(clean),
-        shares=tuple(float((clean <= budget).mean()) for budget in BUDGETS),
+        n_clean=len(p_values),
+        shares=tuple(float((p_values <= budget).mean()) for budget in BUDGETS),
     )
 
 
@@ -74,7 +90,7 @@ def calibration(alarms: Sequence[FalseAlarms]) -> list[dict[str, Any]]:
     list of dict
         See :func:`kept`, with ``victims`` (which), ``n_shots`` and ``budget``.
     """
-    groups = {name: [a for a in alarms if name in a.groups] for name in (HELD_OUT, ALL, DATA_SETS)}
+    groups = {name: [a for a in alarms if name in a.groups] for name in GROUPS}
     lines = []
     for name, group in groups.items():
         for n_shots in sorted({a.n_shots for a in group}):

@@ -6,7 +6,7 @@ import csv
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fl_shield.detectors import ONE_PASS
+from fl_shield.simulations.evaluation.federations import FederatedRow, federated_tables
 from fl_shield.simulations.evaluation.figures import (
     roc_figure,
     score_figure,
@@ -46,6 +47,8 @@ class Results:
         Standardised log-odds of clean and triggered inputs under held-out triggers.
     alarms : list of FalseAlarms
         Of every judged victim, also of those that do not count, under held-out triggers.
+    rounds : list of FederatedRow
+        Of every judged federation.
     """
 
     rows: list[Row]
@@ -53,6 +56,7 @@ class Results:
     victims: list[Mapping[str, Any]]
     scores: tuple[Floats, Floats]
     alarms: list[FalseAlarms]
+    rounds: list[FederatedRow] = field(default_factory=list)
 
 
 def write(evaluation: Evaluation, results: Results, out: Path) -> list[Path]:
@@ -87,6 +91,7 @@ def described(evaluation: Evaluation, results: Results) -> dict[str, Any]:
         "shots_needed": {s: shots_needed(by_shots(results.rows, s, OURS)) for s in splits},
         "transfer": transfer(results.rows),
         "calibration": calibration(results.alarms),
+        "federations": federated_tables(results.rounds),
     }
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fl_shield.errors import ScenarioError
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.episodes.population import VictimSetting, evaluation_victims
+from fl_shield.simulations.episodes.rounds import FederationSetting
 from fl_shield.simulations.episodes.victims import N_REFERENCES
+from fl_shield.simulations.evaluation.federations import judged_federations
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
 from fl_shield.simulations.evaluation.learning import Training
 from fl_shield.simulations.evaluation.splits import check_axes
@@ -32,6 +35,8 @@ class Evaluation:
         What takes part; no pools = all data sets of the domains.
     n_victims, n_each : int
         Victims to learn from, and victims judged by data set and held-out family.
+    n_digits, n_glyphs : int
+        Federations to learn from, where the domain ``fl`` takes part.
     n_epochs, n_draws : int
         Passes of meta-training, and tasks of one victim.
     shots : tuple of int
@@ -48,6 +53,8 @@ class Evaluation:
     pools: tuple[str, ...]
     n_victims: int
     n_each: int
+    n_digits: int
+    n_glyphs: int
     n_epochs: int
     n_draws: int
     shots: tuple[int, ...]
@@ -74,6 +81,8 @@ class Evaluation:
         return Curriculum(
             domains=self.domains,
             n_victims=self.n_victims,
+            n_digits=self.n_digits,
+            n_glyphs=self.n_glyphs,
             with_files=self.place.data_dir is not None,
             only=self.pools,
             seed=self.seed,
@@ -84,6 +93,15 @@ class Evaluation:
         """How the weights of every split are trained."""
         config = replace(RECIPE, n_epochs=self.n_epochs)
         return Training(config=config, seed=self.seed, cache=self.place.cache / "weights")
+
+    @property
+    def episodes(self) -> Path:
+        """Folder of the rounds of federations."""
+        return self.place.cache / "episodes"
+
+    def judged_federations(self) -> list[FederationSetting]:
+        """Federations that are judged: two for each victim of a cell, as they have few clients."""
+        return judged_federations(2 * self.n_each, self.seed) if "fl" in self.domains else []
 
     def judged(self) -> list[VictimSetting]:
         """Victims that are judged."""

@@ -50,7 +50,7 @@ class Split:
         if facts["evaluation"] or facts.get("family") in HELD_OUT_FAMILIES:
             return False
         if facts["domain"] == "fl":
-            return self.axis != "transfer"
+            return self.axis != "transfer" and self != WITHOUT_FEDERATIONS
         if self.axis == "trigger":
             return True
         same = bool(facts[_FACT[self.axis]] == self.left_out)
@@ -65,6 +65,10 @@ class Split:
         if self.axis == "transfer":
             return True
         return bool(facts[_FACT[self.axis]] == self.left_out)
+
+
+WITHOUT_FEDERATIONS = Split(axis="domain", left_out="fl")
+"""Federations are recorded as rounds and not as victims: this split judges no victim."""
 
 
 def check_axes(axes: Sequence[str]) -> None:

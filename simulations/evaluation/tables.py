@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from fl_shield.metrics import bootstrap_interval
 from fl_shield.rng import keyed
 from fl_shield.simulations.evaluation.judging import Row
 from fl_shield.types import Floats
+
+Kind = TypeVar("Kind")
 
 EASY = 0.8
 """AUC of confidence alone above which a cell is marked easy and listed apart."""
@@ -23,9 +25,9 @@ AVERAGED = ("tpr_at_fpr_5", "tpr_5", "fpr_5", "tpr_1", "fpr_1", "f2_5", "missed_
 ENOUGH_TPR, ENOUGH_FPR = 0.9, 0.05
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+def grouped(rows: Iterable[Kind], key: Callable[[Kind], Hashable]) -> dict[Any, list[Kind]]:
     """Rows by key, in the order of their first appearance."""
-    found: dict[Any, list[Row]] = defaultdict(list)
+    found: dict[Any, list[Kind]] = defaultdict(list)
     for row in rows:
         found[key(row)].append(row)
     return dict(found)

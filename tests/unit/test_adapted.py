@@ -15,7 +15,7 @@ from fl_shield.types import Floats
 
 
 def _profiles(n: int, seed: int, views: int = 4) -> Floats:
-    return np.random.default_rng(seed).normal(size=(n, views, 128)).astype(np.float32)
+    return np.random.default_rng(seed).normal(size=(n, views, 135)).astype(np.float32)
 
 
 def _slowly(weights: Weights, seen: Floats, points: Floats, n_steps: int) -> Floats:
@@ -45,7 +45,7 @@ def test_adapting_does_not_import_torchs_compiler() -> None:
     code = (
         "import sys, numpy as np\n"
         "from fl_shield.detector import Adapted, blank_weights\n"
-        "Adapted(blank_weights(), np.zeros((6, 2, 128), np.float32))\n"
+        "Adapted(blank_weights(), np.zeros((6, 2, 135), np.float32))\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -20,7 +20,7 @@ from fl_shield.types import Floats
 CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=3, n_query=12, conditioned=True)
 
 
-def _profiles(n: int, seed: int = 0, width: int = 128) -> Floats:
+def _profiles(n: int, seed: int = 0, width: int = 135) -> Floats:
     return np.random.default_rng(seed).normal(size=(n, 2, width)).astype(np.float32)
 
 
@@ -53,9 +53,9 @@ def test_habits_by_hand() -> None:
 
 def test_columns_that_are_shifted_are_as_unusual_as_before() -> None:
     references, points = _profiles(9).astype(np.float64), _profiles(4, seed=1).astype(np.float64)
-    shift = np.random.default_rng(2).normal(size=128) * 50
+    shift = np.random.default_rng(2).normal(size=135) * 50
     plain, moved = Habits.of(references), Habits.of(references + shift)
-    z = slice(128, None)
+    z = slice(135, None)
     np.testing.assert_allclose(
         moved.beside(points + shift)[..., z], plain.beside(points)[..., z], atol=1e-9
     )
@@ -64,7 +64,7 @@ def test_columns_that_are_shifted_are_as_unusual_as_before() -> None:
         beside_each_other(references)[..., z],
         atol=1e-9,
     )
-    np.testing.assert_array_equal(moved.beside(points)[..., :128], points)
+    np.testing.assert_array_equal(moved.beside(points)[..., :135], points)
 
 
 def test_the_order_of_references_does_not_matter() -> None:
@@ -105,17 +105,17 @@ def weights() -> Weights:
 
 
 def test_conditioned_weights_read_twice_as_many_columns(weights: Weights) -> None:
-    assert weights.mean.shape == weights.scale.shape == (256,)
-    assert blank_weights(config=CONFIG).params["w1"].shape == (256, 8)
+    assert weights.mean.shape == weights.scale.shape == (270,)
+    assert blank_weights(config=CONFIG).params["w1"].shape == (270, 8)
     references, points = _profiles(6), _profiles(4, seed=1)
     read = weights.read_points(points, Habits.of(references))
-    assert read.shape == (4, 2, 256)
+    assert read.shape == (4, 2, 270)
     torch.testing.assert_close(
         read, weights.standard(Habits.of(references).beside(points)), atol=0, rtol=0
     )
     plain = blank_weights(config=MetaConfig(n_hidden=8))
-    assert plain.read_references(references).shape == (6, 2, 128)
-    assert plain.read_points(points, Habits.of(references)).shape == (4, 2, 128)
+    assert plain.read_references(references).shape == (6, 2, 135)
+    assert plain.read_points(points, Habits.of(references)).shape == (4, 2, 135)
 
 
 def test_conditioned_weights_tell_triggered_points(weights: Weights) -> None:

@@ -218,7 +218,7 @@ def test_labels_of_a_round(episodes: list[Episode]) -> None:
 def test_profiles_of_a_round(episodes: list[Episode]) -> None:
     for episode in episodes:
         n, views, columns = episode.query.shape
-        assert (n, columns) == (5, 128)
+        assert (n, columns) == (5, 135)
         assert episode.support.shape[1:] == (views, columns)
         for rows in (episode.query, episode.support):
             assert np.isfinite(rows).all()

@@ -198,7 +198,7 @@ def test_an_episode_is_made_of_profiles_and_leaves_failures_out() -> None:
     episode = episode_of(_recording(), 0)
     assert sorted(episode.labels.tolist()) == [0] * 12 + [1] * 7
     assert FEWEST <= len(episode.support) <= MOST
-    assert episode.query.shape == (19, 3, 128)
+    assert episode.query.shape == (19, 3, 135)
     assert (episode.family, episode.domain) == ("patch", "cv-digits")
     clean = episode_of(_recording(poison_rate=0.0), 0)
     assert clean.labels.tolist() == [0] * 21

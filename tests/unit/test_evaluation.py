@@ -110,7 +110,10 @@ def test_all_splits_that_the_victims_allow() -> None:
 
 def _shots(labels: list[int]) -> Shots:
     return Shots(
-        references=_activations(20), points=_activations(len(labels)), labels=np.array(labels)
+        references=_activations(20),
+        points=_activations(len(labels)),
+        labels=np.array(labels),
+        n_clean=labels.count(0),
     )
 
 

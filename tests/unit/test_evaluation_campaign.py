@@ -22,6 +22,8 @@ def test_processes_train_the_weights_that_one_process_trains(tmp_path: Path) -> 
         pools=("cartpole", "mountaincar"),
         n_victims=8,
         n_each=1,
+        n_digits=0,
+        n_glyphs=0,
         n_epochs=1,
         n_draws=1,
         shots=(20,),

@@ -12,6 +12,7 @@ from fl_shield.simulations.episodes.shots import Shots
 from fl_shield.simulations.evaluation.promises import (
     ALL,
     DATA_SETS,
+    HARMLESS,
     HELD_OUT,
     FalseAlarms,
     calibration,
@@ -28,13 +29,26 @@ def _activations(n: int) -> Activations:
 @pytest.mark.parametrize(("family", "held_out"), [("circle", True), ("patch", False)])
 def test_only_clean_inputs_count(family: str, held_out: bool) -> None:
     labels = np.array([0, 0, 0, 0, 1, 2])
-    shots = Shots(references=_activations(20), points=_activations(6), labels=labels)
+    shots = Shots(references=_activations(20), points=_activations(6), labels=labels, n_clean=4)
     p_values = np.array([0.01, 0.05, 0.011, 0.9, 0.001, 0.001])
     groups = groups_of({"family": family})
     assert groups == ((HELD_OUT, ALL) if held_out else (ALL,))
-    assert false_alarms(shots, p_values, groups) == FalseAlarms(
-        groups=groups, n_shots=20, n_clean=4, shares=(0.75, 0.25)
-    )
+    assert false_alarms(shots, p_values, groups) == [
+        FalseAlarms(groups=groups, n_shots=20, n_clean=4, shares=(0.75, 0.25))
+    ]
+
+
+def test_stamped_inputs_of_clean_victims_count_apart() -> None:
+    """They are harmless, label 0, and no budget was promised for them."""
+    labels = np.zeros(6, np.int64)
+    shots = Shots(references=_activations(20), points=_activations(6), labels=labels, n_clean=4)
+    p_values = np.array([0.01, 0.05, 0.011, 0.9, 0.001, 0.03])
+    found = false_alarms(shots, p_values, (DATA_SETS,))
+    assert found == [
+        FalseAlarms(groups=(DATA_SETS,), n_shots=20, n_clean=4, shares=(0.75, 0.25)),
+        FalseAlarms(groups=(HARMLESS,), n_shots=20, n_clean=2, shares=(1.0, 0.5)),
+    ]
+    assert false_alarms(shots, p_values, (ALL,)) == [replace(found[0], groups=(ALL,))]
 
 
 def _alarms(share: float, *, held_out: bool = True, n_shots: int = 20) -> FalseAlarms:

@@ -328,7 +328,7 @@ def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path)
     found = {ablation.name: ablation for ablation in ablations(tasks, training)}
     shares = ["victims-25%", "victims-50%"]
     without = [f"without-{domain}" for domain in ("cv", "fl", "nlp", "rl")]
-    read = ["pca-128", "last-view-only"]
+    read = ["pca-128", "without-class-statistics", "last-view-only"]
     assert list(found) == [*ABLATIONS, *read, *shares, *without, "without-warm-starts"]
     for name, changes in ABLATIONS.items():
         changed = replace(training, config=replace(training.config, **changes))
@@ -347,6 +347,10 @@ def test_ablations_that_read_otherwise_are_made_of_the_same_recordings(tmp_path:
     tasks = [*victim_tasks(recordings, 2), *federated_tasks([[]])]
     found = {ablation.name: ablation for ablation in ablations(tasks, _training(tmp_path))}
     plain, literal, head = tasks[0], *(found[n].tasks[0] for n in ("pca-128", "last-view-only"))
+    cut = found["without-class-statistics"].tasks
+    assert len(cut) == len(tasks)
+    np.testing.assert_array_equal(cut[0].episodes[0].query, plain.episodes[0].query[..., :-7])
+    assert cut[0].episodes[0].support.shape[2] == 128
     assert len(found["pca-128"].tasks) == len(found["last-view-only"].tasks) == 3
     assert not np.array_equal(literal.episodes[0].query, plain.episodes[0].query)
     assert head.episodes[1].query.shape[1] == found["last-view-only"].n_views == 1

@@ -280,7 +280,7 @@ def test_clients_are_profiled_in_their_order_and_the_core_leave_one_out(
     sketcher = Sketcher(GLOBAL, 0)
     group = standing([sketcher.sketch(GLOBAL, update) for update in _round()])
     views = update_views(group, kept[0], view_depths(sketcher.layers))
-    assert clients.shape == (N_CLIENTS, len(views), 128)
+    assert clients.shape == (N_CLIENTS, len(views), 135)
     for i, both in enumerate(map(profile, views)):
         own = both.points.copy()
         own[core_of(group)] = both.references[: N_CLIENTS // 2 + 1]

@@ -45,9 +45,9 @@ CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=4, n_support=8, n_quer
 def _episode(seed: int, domain: str = "fl-toy") -> Episode:
     rng = np.random.default_rng(seed)
     labels = np.repeat([0, 1], 10)
-    query = rng.normal(size=(20, 3, 128)).astype(np.float32)
+    query = rng.normal(size=(20, 3, 135)).astype(np.float32)
     query[labels == 1, :, :20] += 3
-    support = rng.normal(size=(10, 3, 128)).astype(np.float32)
+    support = rng.normal(size=(10, 3, 135)).astype(np.float32)
     return Episode(support=support, query=query, labels=labels, family="shift", domain=domain)
 
 
@@ -111,7 +111,7 @@ def test_families_of_a_domain_take_part_alike() -> None:
 
 def test_columns_are_standardised_by_training_rows() -> None:
     mean, scale = column_scales([_episode(0)])
-    rows = [part.reshape(-1, 128)[::3] for part in (_episode(0).support, _episode(0).query)]
+    rows = [part.reshape(-1, 135)[::3] for part in (_episode(0).support, _episode(0).query)]
     np.testing.assert_allclose(mean.numpy(), np.concatenate(rows).mean(0), atol=1e-5)
     np.testing.assert_allclose(scale.numpy(), np.concatenate(rows).std(0) + 0.05, atol=1e-5)
 

@@ -23,9 +23,9 @@ WEIGHTS = blank_weights(config=MetaConfig(n_hidden=4, n_inner_steps=1))
 def _episode(seed: int, *, family: str = "shift", domain: str = "cv-toy") -> Episode:
     rng = np.random.default_rng(seed)
     labels = np.repeat([0, 1], [8, 4])
-    query = rng.normal(size=(12, 2, 128)).astype(np.float32)
+    query = rng.normal(size=(12, 2, 135)).astype(np.float32)
     query[labels == 1, :, :30] += 2
-    support = rng.normal(size=(6, 2, 128)).astype(np.float32)
+    support = rng.normal(size=(6, 2, 135)).astype(np.float32)
     return Episode(support=support, query=query, labels=labels, family=family, domain=domain)
 
 

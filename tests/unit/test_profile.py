@@ -15,6 +15,7 @@ from fl_shield.profile import (
     MIN_REFERENCES,
     N_COLUMNS,
     ROTATION_INVARIANT,
+    SLOTS,
     STATISTICS,
     Profiles,
     profile,
@@ -44,8 +45,8 @@ def _view(n: int = 5, m: int = 9, d: int = 7, seed: int = 0, **settings: Any) ->
     numbers = {
         "points": rng.normal(size=(n, d)) * 2 + 0.5,
         "references": rng.normal(size=(m, d)) + 0.5,
-        "statistics": rng.normal(size=(n, len(STATISTICS))),
-        "reference_statistics": rng.normal(size=(m, len(STATISTICS))),
+        "statistics": rng.normal(size=(n, len(SLOTS))),
+        "reference_statistics": rng.normal(size=(m, len(SLOTS))),
     }
     return View(name="test", **{**numbers, **settings})
 
@@ -71,22 +72,22 @@ def _lower_median(values: Floats) -> float:
     return float(np.sort(values)[(len(values) - 1) // 2])
 
 
-def test_there_are_128_distinct_columns() -> None:
-    assert N_COLUMNS == len(COLUMNS) == len(set(COLUMNS)) == 128
+def test_there_are_135_distinct_columns() -> None:
+    assert N_COLUMNS == len(COLUMNS) == len(set(COLUMNS)) == 135
     assert set(COLUMNS) >= ROTATION_INVARIANT
     assert "near_zero" not in ROTATION_INVARIANT
 
 
 def test_shapes_and_dtypes() -> None:
     both = profile(_view(n=4, m=6))
-    assert both.points.shape == (4, 128)
-    assert both.references.shape == (6, 128)
+    assert both.points.shape == (4, 135)
+    assert both.references.shape == (6, 135)
     assert both.points.dtype == both.references.dtype == np.float32
 
 
 def test_no_points_give_no_rows() -> None:
-    empty = _view(points=np.zeros((0, 7)), statistics=np.zeros((0, len(STATISTICS))))
-    assert profile(empty).points.shape == (0, 128)
+    empty = _view(points=np.zeros((0, 7)), statistics=np.zeros((0, len(SLOTS))))
+    assert profile(empty).points.shape == (0, 135)
 
 
 def test_order_of_units_does_not_matter() -> None:
@@ -142,12 +143,12 @@ def test_views_together_are_as_each_by_itself() -> None:
         _view(m=24, d=64, seed=1),
         _view(m=24, d=5, seed=2, statistics=None),
         _view(m=24, d=64, seed=3, kind="probe", depth=0.5),
-        _view(m=24, d=5, seed=4, statistics=np.full((5, len(STATISTICS)), np.nan)),
+        _view(m=24, d=5, seed=4, statistics=np.full((5, len(SLOTS)), np.nan)),
         _view(m=24, d=30, seed=5),
     ]
     together = profiles(views)
-    assert together.points.shape == (5, 5, 128)
-    assert together.references.shape == (24, 5, 128)
+    assert together.points.shape == (5, 5, 135)
+    assert together.references.shape == (24, 5, 135)
     for i, view in enumerate(views):
         alone = profile(view)
         _same(Profiles(points=together.points[:, i], references=together.references[:, i]), alone)
@@ -254,9 +255,9 @@ def test_silent_units_and_range_by_hand() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    clean = np.zeros((4, len(STATISTICS)))
+    clean = np.zeros((4, len(SLOTS)))
     clean[:, STATISTICS.index("margin")] = [1, 2, 3, 4]
-    own = np.zeros((1, len(STATISTICS)))
+    own = np.zeros((1, len(SLOTS)))
     own[0, STATISTICS.index("margin")] = 3
     both = profile(_view(n=1, m=4, statistics=own, reference_statistics=clean))
     spread = np.std([1, 2, 3, 4], ddof=1)
@@ -340,8 +341,8 @@ def _degenerate() -> dict[str, View]:
         "huge": View(name="huge", points=huge * 3, references=huge),
         "huge beside small": View(name="huge", points=huge, references=huge / 1e38),
         "tiny": View(name="tiny", points=huge / 1e68, references=huge / 1e68),
-        "huge statistics": _view(statistics=np.full((5, len(STATISTICS)), 1e300)),
-        "constant statistics": _view(reference_statistics=np.ones((9, len(STATISTICS)))),
+        "huge statistics": _view(statistics=np.full((5, len(SLOTS)), 1e300)),
+        "constant statistics": _view(reference_statistics=np.ones((9, len(SLOTS)))),
     }
 
 
@@ -364,6 +365,6 @@ def test_profiles_leave_their_view_untouched() -> None:
 
 
 def test_a_far_point_stands_out_in_every_distance() -> None:
-    far = profile(_view(points=np.full((1, 7), 50.0), statistics=np.zeros((1, 16))))
+    far = profile(_view(points=np.full((1, 7), 50.0), statistics=np.zeros((1, len(SLOTS)))))
     for name in ("near_0", "mahalanobis_0.5", "centre_distance", "unit_rms", "z_nearest"):
         assert _column(far.points, name)[0] > _column(far.references, name).max() + 1

@@ -37,7 +37,7 @@ def test_points_beside_fitted_references_equal_profiles_of_both_together() -> No
         both = profiles(views)
         np.testing.assert_allclose(_points(fitted, views), both.points, atol=1e-6)
         np.testing.assert_array_equal(fitted.references, both.references)
-    assert _points(fitted, _views(0, 5)).shape == (0, 3, 128)
+    assert _points(fitted, _views(0, 5)).shape == (0, 3, 135)
 
 
 def test_points_in_single_precision_are_taken() -> None:
