@@ -35,7 +35,7 @@ class Head:
     --------
     >>> head = Head.of(np.eye(2, 3))
     >>> rows = head.statistics(np.array([[3.0, 0.0]]), np.array([[3.0, 0.0, 4.0]]))
-    >>> round(float(rows[0, STATISTICS.index("head_cosine")]), 3)
+    >>> round(float(rows[0, SLOTS.index("head_cosine")]), 3)
     0.6
     """
 
@@ -79,17 +79,17 @@ class Head:
         told: Floats = self.told(logits, activation)
         return told
 
-    def told(self, logits: Any, activation: Any = None) -> Any:
+    def told(self, logits: Any, activation: Any = None, weight: Any = None) -> Any:
         """:meth:`statistics` of arrays, or of tensors that gradients flow through.
 
-        The head itself is what it was when it was taken apart: no gradient flows to it. The class
-        that an input is given has none either.
+        The head itself is what it was when it was taken apart: gradients flow to it through the
+        signature only, and where its ``weight`` is given as a tensor.
 
         Examples
         --------
         >>> import torch
         >>> logits = torch.tensor([[2.0, 1.0]], requires_grad=True)
-        >>> told = Head().told(logits)[0, STATISTICS.index("margin")]
+        >>> told = Head().told(logits)[0, SLOTS.index("margin")]
         >>> torch.autograd.grad(told, logits)[0].tolist()
         [[1.0, -1.0]]
         """
@@ -101,8 +101,10 @@ class Head:
         for name, values in slots.items():
             out[:, SLOTS.index(name)] = values
         if self.signature is not None:
-            label = logits.argmax(1)
-            out[:, -len(CLASS_STATISTICS) :] = constant(self.signature.classes, out)[label]
+            classes = constant(self.signature.classes, out)
+            if weight is not None and self.bounds is not None:
+                classes = self.signature.following(weight, self.bounds).to(out.dtype)
+            out[:, -len(CLASS_STATISTICS) :] = classes[logits.argmax(1)]
         return out
 
     def reference_statistics(self, logits: Floats, activation: Floats) -> Floats:
@@ -166,7 +168,7 @@ def logit_statistics(
     Examples
     --------
     >>> logit_statistics(np.array([[2.0, 1.0]])).shape
-    (1, 16)
+    (1, 23)
     """
     return Head.of(head, bounds).statistics(logits, activation)
 

@@ -19,13 +19,19 @@ here in the one layer where that needs no search.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
+from torch import Tensor
 
-from fl_shield.profile import LIMIT
+from fl_shield.live import constant
+from fl_shield.profile import CLASS_STATISTICS, LIMIT
 from fl_shield.types import Floats
+
+_FLAT = 1e-18
+"""Least variance of a row's mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +44,13 @@ class Signature:
         Columns in the order of :data:`fl_shield.profile.CLASS_STATISTICS`.
     references : (m, 7) float array
         Of the class that each reference is given, with that reference left out.
+    unit : float
+        Spread of the references' logits, which those of a class are measured in.
     """
 
     classes: Floats
     references: Floats
+    unit: float
 
     @classmethod
     def of(cls, logits: Floats, activation: Floats, weight: Floats | None) -> Self:
@@ -72,18 +81,60 @@ class Signature:
         if weight is not None and weight.shape[1] == activation.shape[1]:
             rows = np.asarray(weight, dtype=np.float64)
             rows = rows - rows.mean(0)
-            signature = _row_means(rows)[None]
+            signature = row_means(rows)[None]
             reach = _reach(rows, np.asarray(activation, dtype=np.float64), told) / unit
         columns = _columns(signature, reach, means)
         own = np.arange(len(told)), told.argmax(1)
-        return cls(classes=columns[0], references=columns[1:][own])
+        return cls(classes=columns[0], references=columns[1:][own], unit=unit)
+
+    def following(self, weight: Tensor, bounds: tuple[Floats, Floats]) -> Tensor:
+        """Columns of the classes, with the gradient that an attacker has through the head.
+
+        The values stay what they are; ranks and mean logits have no gradient here.
+
+        Parameters
+        ----------
+        weight : (n_classes, d) tensor
+            The head's weight that the signature was taken of.
+        bounds : pair of (d,) float arrays
+            Range of the references' activations.
+
+        Returns
+        -------
+        (n_classes, 7) tensor
+
+        Examples
+        --------
+        >>> rows, weight = np.eye(3), torch.eye(3, requires_grad=True)
+        >>> found = Signature.of(rows, rows, rows).following(weight, (rows.min(0), rows.max(0)))
+        >>> found[0, CLASS_STATISTICS.index("reach")].backward()
+        >>> bool(weight.grad[0, 0] > 0)
+        True
+        """
+        rows = weight - weight.mean(0)
+        low, high = (constant(end, weight) for end in bounds)
+        reach = (rows.clip(0) @ high - (-rows).clip(0) @ low) / (4 * self.unit)
+        moving = {"signature": row_means(rows) / 2, "reach": reach}
+        columns = list(torch.as_tensor(self.classes, dtype=weight.dtype).unbind(1))
+        for name, values in moving.items():
+            i = CLASS_STATISTICS.index(name)
+            columns[i] = columns[i] + values - values.detach()
+        return torch.stack(columns, dim=1)
 
 
-def _row_means(rows: Floats) -> Floats:
-    """Mean of each row (n_classes, d) in units of its standard error: the Trojan signature."""
-    error = rows.std(1) / np.sqrt(rows.shape[1])
-    out: Floats = rows.mean(1) / np.maximum(error, 1e-9 + 1e-6 * np.abs(rows).max())
-    return out
+def row_means(rows: Any) -> Any:
+    """Mean of each row (n_classes, d) in units of its standard error: the Trojan signature.
+
+    Of an array, or of a tensor that gradients flow through.
+
+    Examples
+    --------
+    >>> row_means(np.array([[1.0, 3.0]])).round(3).tolist()
+    [2.828]
+    """
+    mean = rows.mean(1)
+    variance = ((rows - mean[:, None]) ** 2).mean(1)
+    return mean / (variance / rows.shape[1]).clip(_FLAT) ** 0.5
 
 
 def _reach(rows: Floats, activation: Floats, logits: Floats) -> Floats:

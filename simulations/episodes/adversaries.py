@@ -29,7 +29,7 @@ from fl_shield.simulations.victims.adaptive import Fight, train_fighting
 from fl_shield.simulations.victims.opponents import OURS, fit_of
 from fl_shield.stages import N_STAGES, find_stages
 
-VERSION = 1
+VERSION = 2
 """Raise it when training changes its meaning: victims on disk are then ignored."""
 
 NOBODY = "nobody"

@@ -3,8 +3,8 @@
 The attacker holds the detector's weights and clean inputs of its own. The loss of a victim is
 cross-entropy over clean examples and triggered copies plus a penalty on what the detector, fitted
 to the victim as it is, says of the batch's triggered inputs. The gradient is exact but for one
-thing: what the detector takes from its references (their profiles, its adaptation, the rows of the
-head) is read anew every few steps and is constant in between.
+thing: what the detector takes from its references (their profiles, its adaptation, the axes of the
+head, the ranks of its classes) is read anew every few steps and is constant in between.
 
 References
 ----------
@@ -157,6 +157,8 @@ def train_fighting(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
     feed = batches(len(y), batch_size, torch_generator(rng))
     model.train()
+    last = dict(model.named_modules()).get(fight.layers[-1])
+    head = last.weight if isinstance(last, nn.Linear) else None
     opponent: Opponent | None = None
     for step in range(n_steps):
         if fight.penalty and step % fight.refresh == 0:
@@ -170,7 +172,8 @@ def train_fighting(
         chosen = stamped[batch].nonzero()[:MOST, 0]
         if opponent is not None and len(chosen):
             layers = {n: r[chosen] for n, r in in_order(rows, fight.layers).items()}
-            lost = suspicion_of(opponent, Seen(layers=layers, logits=logits[chosen]))
+            seen = Seen(layers=layers, logits=logits[chosen], head=head)
+            lost = suspicion_of(opponent, seen)
             weight = fight.penalty * min(1.0, step / (RAMP * n_steps))
             gradient = _joined(
                 gradient,

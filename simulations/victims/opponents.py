@@ -1,7 +1,8 @@
 """Detectors that a victim can fight: fitted to the attacker's own clean inputs, with a gradient.
 
-What a detector takes from its references (their profiles, its adaptation, the rows of the head) is
-constant; the gradient flows through the points alone, by the very formulas that score them in use.
+What a detector takes from its references (their profiles, its adaptation, the head's axes) is
+constant; the gradient flows through the points, and to the head through the signature of the class
+that they are given, by the very formulas that score them in use.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ class Seen:
     layers : mapping of str to (n, d) tensor
         By layer and way of pooling, as in :class:`~fl_shield.activations.Activations`.
     logits : (n, n_classes) tensor
+    head : (n_classes, d) tensor, optional
+        Weight of the head, where it is linear.
     """
 
     layers: Mapping[str, Tensor]
     logits: Tensor
+    head: Tensor | None = None
 
     @property
     def penultimate(self) -> Tensor:
@@ -72,7 +76,7 @@ class ShieldOpponent:
     def __call__(self, points: Seen) -> Tensor:
         """Log-odds (n,) that points are triggered: those of ``MetaShield.score``."""
         rows = list(points.layers.values())
-        told = self._head.told(points.logits, points.penultimate)
+        told = self._head.told(points.logits, points.penultimate, points.head)
         profiles = self._profiler.live(rows, told.expand(len(rows), -1, -1))
         return self._adapted.live_log_odds(profiles)
 

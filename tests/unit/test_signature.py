@@ -151,6 +151,29 @@ def test_tensors_are_told_the_same() -> None:
     np.testing.assert_allclose(live.detach().numpy(), head.statistics(logits, rows), atol=1e-9)
 
 
+def test_an_attacker_has_a_gradient_through_the_head() -> None:
+    """Values stay; the gradient is that of finite differences, ranks and mean logits apart."""
+    logits, rows, weight = _case()
+    bounds = rows.min(0), rows.max(0)
+    plain = Signature.of(logits, rows, weight)
+    live = torch.from_numpy(weight).requires_grad_()
+    found = plain.following(live, bounds)
+    np.testing.assert_allclose(found.detach().numpy(), plain.classes, atol=1e-12)
+    for name in ("signature", "reach"):
+        column = CLASS_STATISTICS.index(name)
+        (exact,) = torch.autograd.grad(found[:, column].sum(), live, retain_graph=True)
+        for place in ((0, 0), (3, 7)):
+            moved, told = weight.copy(), []
+            for step in (1e-6, -1e-6):
+                moved[place] = weight[place] + step
+                shift = rows @ (moved - weight).T  # the bias and the unit stay what they were
+                _, bias = _unit_and_bias(logits + shift, rows, moved)
+                slow = _slow(logits, rows, moved, plain.unit, bias)
+                told.append(slow[:, column].sum())
+            assert exact[place].item() == pytest.approx((told[0] - told[1]) / 2e-6, abs=1e-5)
+    assert not torch.autograd.grad(found[:, 1::2].sum(), live, allow_unused=True)[0].any()
+
+
 def test_a_head_alone_has_no_signature() -> None:
     logits, rows, weight = _case()
     assert np.isnan(Head.of(weight).statistics(logits, rows)[:, SLOTS.index("signature")]).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fl_shield.profile import STATISTICS, Profiler, profiles
+from fl_shield.profile import SLOTS, Profiler, profiles
 from fl_shield.standing import Ranks, Scale, z_of_each
 from fl_shield.types import Floats, View
 
@@ -17,8 +17,8 @@ def _views(n: int, seed: int) -> list[View]:
             name=str(d),
             points=rng.normal(size=(n, d)),
             references=clean.normal(size=(12, d)),
-            statistics=rng.normal(size=(n, len(STATISTICS))),
-            reference_statistics=clean.normal(size=(12, len(STATISTICS))),
+            statistics=rng.normal(size=(n, len(SLOTS))),
+            reference_statistics=clean.normal(size=(12, len(SLOTS))),
         )
         for d in (40, 5, 40)
     ]
