@@ -331,8 +331,9 @@ class MetaShield:
         Parameters
         ----------
         purpose : {"updates", "inputs"}
-            What it judges. Same method and format, meta-trained apart so far: the weights for
-            updates have judged whole federations, those for inputs have seen more domains.
+            What it judges. Same method and format, meta-trained apart: the weights for updates
+            have been tried in whole federations; those for inputs have seen all four domains and
+            can judge updates as well.
         **settings
             As for the class.
         """

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, MultiKrum, Strategy
 
+from fl_shield.detector import MetaShield
 from fl_shield.inspector import Inspector
 from fl_shield.simulations.outcome import ClientRow
 from fl_shield.simulations.task import FederatedTask
@@ -111,7 +112,10 @@ class Shielded:
     def __init__(self, task: FederatedTask, audit: AuditSink | None, client_id: ClientId) -> None:
         scenario, model = task.scenario, task.new_model()
         self._client_id = client_id
-        inspector = Inspector(model, task.data.clean, seed=scenario.seed, probes=scenario.probes)
+        detector = MetaShield.from_pretrained(scenario.weights)
+        inspector = Inspector(
+            model, task.data.clean, detector, seed=scenario.seed, probes=scenario.probes
+        )
         self._shield = ShieldedStrategy(
             FedAvg(**_all_nodes()),
             model=model,

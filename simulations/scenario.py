@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from fl_shield.attacks import ATTACKS
+from fl_shield.detector import PRETRAINED, Purpose
 from fl_shield.errors import ScenarioError
 from fl_shield.policy import MODES, Mode
 from fl_shield.rng import keyed
@@ -71,6 +72,9 @@ class Scenario:
         :class:`fl_shield.strategies.ShieldedStrategy`, told nothing.
     fpr_budget, mode, probes
         Settings of the shield.
+    weights : {"updates", "inputs"}
+        Which shipped weights the shield judges with; those for inputs have learned from all
+        domains.
     n_clean : int
         Clean examples that the server holds.
     n_test : int
@@ -109,6 +113,7 @@ class Scenario:
     fpr_budget: float = 0.05
     mode: Mode = "filter"
     probes: bool = True
+    weights: Purpose = "updates"
     n_clean: int = 20
     n_test: int = 2000
     seed: int = 0
@@ -265,6 +270,7 @@ def _check_names(scenario: Scenario) -> None:
         ("trigger", scenario.trigger, ("", *TRIGGERS)),
         ("defense", scenario.defense, DEFENSES),
         ("mode", scenario.mode, MODES),
+        ("weights", scenario.weights, tuple(PRETRAINED)),
         ("engine", scenario.engine, ENGINES),
     ]
     for what, value, allowed in known:

@@ -47,6 +47,9 @@ def evaluate(
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 2,
     shots: Annotated[str, typer.Option(help="Numbers of clean inputs.")] = "5,10,20,50",
     ablate: Annotated[bool, typer.Option(help="Train the ablations too.")] = False,
+    ablations: Annotated[
+        str, typer.Option(help="With --ablate: which, such as no-inner-steps; all by default.")
+    ] = "",
     quick: Annotated[
         bool, typer.Option("--quick", help="Small, embedded data, held-out triggers only.")
     ] = False,
@@ -108,6 +111,7 @@ def evaluate(
         n_draws=draws,
         shots=_numbers(shots),
         ablate=ablate,
+        ablations=words(ablations),
         seed=seed,
         place=Workplace(data_dir=data_dir, cache=cache),
         n_workers=workers,

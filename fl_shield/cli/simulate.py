@@ -81,6 +81,13 @@ Mode = Annotated[str | None, _option(_DEFENSE, help="filter (default), downweigh
 Probes = Annotated[
     bool | None, _option(_DEFENSE, "--probes/--no-probes", help="Whether to run clients' models.")
 ]
+Weights = Annotated[
+    str | None,
+    _option(
+        _DEFENSE,
+        help="Shipped weights that judge: updates (default), or inputs, which know all domains.",
+    ),
+]
 CleanExamples = Annotated[
     int | None, _option(_DEFENSE, help="Clean examples that the server holds [20].")
 ]
@@ -128,6 +135,7 @@ def simulate(
     fpr_budget: FprBudget = None,
     mode: Mode = None,
     probes: Probes = None,
+    weights: Weights = None,
     clean_examples: CleanExamples = None,
 ) -> None:
     """Train federations under attack, with and without the shield, and compare them.
@@ -170,6 +178,7 @@ def simulate(
         "fpr_budget": fpr_budget,
         "mode": mode,
         "probes": probes,
+        "weights": weights,
         "n_clean": clean_examples,
         "engine": engine,
     }

@@ -22,7 +22,12 @@ from fl_shield.simulations.episodes.recordings import (
 from fl_shield.simulations.episodes.tasks import Task, federated_tasks, victim_tasks
 from fl_shield.simulations.evaluation.federations import FederatedRow, judge_federations
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS, Row
-from fl_shield.simulations.evaluation.learning import Ablation, ablations, can_learn, weights_file
+from fl_shield.simulations.evaluation.learning import (
+    Ablation,
+    can_learn,
+    chosen_ablations,
+    weights_file,
+)
 from fl_shield.simulations.evaluation.results import Results
 from fl_shield.simulations.evaluation.settings import Evaluation, Report
 from fl_shield.simulations.evaluation.splits import (
@@ -124,7 +129,7 @@ def contenders_of(
         found += both_ways(splits[i], path, evaluation.shots)
     for split in splits:
         if evaluation.ablate and split.name == MAIN_SPLIT:
-            jobs = list(ablations(tasks, evaluation.training))
+            jobs = list(chosen_ablations(tasks, evaluation.training, evaluation.ablations))
             found += _ablated(split, jobs, remembering(), report)
     return found
 

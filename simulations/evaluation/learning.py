@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_shield.activations import Activations
+from fl_shield.errors import ScenarioError
 from fl_shield.meta import MetaConfig, Progress
 from fl_shield.profile import CLASS_STATISTICS
 from fl_shield.rng import keyed
@@ -132,17 +133,45 @@ def ablations(tasks: Sequence[Task], training: Training) -> Iterator[Ablation]:
     for name, changes in ABLATIONS.items():
         changed = replace(training, config=replace(training.config, **changes))
         yield Ablation(name=name, training=changed, tasks=tasks)
+    known = [_without_class_statistics(task) for task in tasks]
+    yield Ablation(name="without-class-statistics", training=training, tasks=known)
     literal = replace(training.config, representation="pca", conditioned=False)
     yield Ablation(
         name="pca-128",
         training=replace(training, config=literal),
         tasks=_made_again(tasks, representation="pca"),
     )
-    known = [_without_class_statistics(task) for task in tasks]
-    yield Ablation(name="without-class-statistics", training=training, tasks=known)
     head = _made_again(tasks, change=of_last_layer)
     yield Ablation(name="last-view-only", training=training, tasks=head, n_views=1)
     yield from _fewer(tasks, training)
+
+
+def chosen_ablations(
+    tasks: Sequence[Task], training: Training, names: Sequence[str]
+) -> Iterator[Ablation]:
+    """Those of :func:`ablations` that are named, or all; none is made after the last of them."""
+    wanted = set(names)
+    for ablation in ablations(tasks, training):
+        if not names or ablation.name in wanted:
+            wanted.discard(ablation.name)
+            yield ablation
+        if names and not wanted:
+            return
+
+
+def check_ablations(names: Sequence[str], domains: Sequence[str]) -> None:
+    """Refuse names that no ablation has where some domains take part.
+
+    Examples
+    --------
+    >>> check_ablations(["no-inner-steps", "without-rl"], ["cv", "rl"])
+    """
+    known = [*ABLATIONS, "without-class-statistics", "pca-128", "last-view-only"]
+    known += [f"victims-{share:.0%}" for share in FEWER_VICTIMS]
+    known += [*(f"without-{domain}" for domain in sorted(domains)), "without-warm-starts"]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ScenarioError(f"an ablation must be one of {', '.join(known)}, got {unknown[0]!r}")
 
 
 def _fewer(tasks: Sequence[Task], training: Training) -> Iterator[Ablation]:

@@ -15,7 +15,7 @@ from fl_shield.simulations.episodes.rounds import FederationSetting
 from fl_shield.simulations.episodes.victims import N_REFERENCES
 from fl_shield.simulations.evaluation.federations import judged_federations
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
-from fl_shield.simulations.evaluation.learning import Training
+from fl_shield.simulations.evaluation.learning import Training, check_ablations
 from fl_shield.simulations.evaluation.splits import check_axes
 from fl_shield.simulations.meta_training import RECIPE
 
@@ -43,6 +43,8 @@ class Evaluation:
         Numbers of clean inputs; 20 must be among them.
     ablate : bool
         Whether weights with one thing changed are trained and judged too.
+    ablations : tuple of str
+        Which of them; none named = all.
     seed : int
     place : Workplace
     n_workers : int
@@ -62,9 +64,11 @@ class Evaluation:
     seed: int
     place: Workplace
     n_workers: int
+    ablations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_axes(self.axes)
+        check_ablations(self.ablations, self.domains)
         if MAIN_SHOTS not in self.shots:
             raise ScenarioError(
                 f"shots must hold {MAIN_SHOTS}, which the tables are made with, got {self.shots}"

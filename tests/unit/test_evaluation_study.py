@@ -14,6 +14,7 @@ import torch
 from fl_shield.activations import Activations
 from fl_shield.detector import Weights, blank_weights
 from fl_shield.detectors import ONE_PASS
+from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.simulations.episodes.recording import Recording, save_recording
 from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
@@ -27,6 +28,8 @@ from fl_shield.simulations.evaluation.learning import (
     Training,
     ablations,
     can_learn,
+    check_ablations,
+    chosen_ablations,
     weights_file,
 )
 from fl_shield.simulations.evaluation.splits import Split
@@ -328,7 +331,7 @@ def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path)
     found = {ablation.name: ablation for ablation in ablations(tasks, training)}
     shares = ["victims-25%", "victims-50%"]
     without = [f"without-{domain}" for domain in ("cv", "fl", "nlp", "rl")]
-    read = ["pca-128", "without-class-statistics", "last-view-only"]
+    read = ["without-class-statistics", "pca-128", "last-view-only"]
     assert list(found) == [*ABLATIONS, *read, *shares, *without, "without-warm-starts"]
     for name, changes in ABLATIONS.items():
         changed = replace(training, config=replace(training.config, **changes))
@@ -340,6 +343,19 @@ def test_ablations_change_one_thing_at_a_time(tasks: list[Task], tmp_path: Path)
         domain = name.removeprefix("without-")
         left = {str(t.facts["domain"]) for t in found[name].tasks}
         assert left == {"cv", "fl", "nlp", "rl"} - {domain}
+
+
+def test_only_the_ablations_that_are_named(tasks: list[Task], tmp_path: Path) -> None:
+    training = _training(tmp_path)
+    names = ("without-class-statistics", "first-order")
+    found = list(chosen_ablations(tasks, training, names))
+    assert [a.name for a in found] == ["first-order", "without-class-statistics"]
+    everything = [a.name for a in chosen_ablations(tasks, training, ())]
+    assert everything == [a.name for a in ablations(tasks, training)]
+    check_ablations(everything, ("cv", "fl", "nlp", "rl"))
+    for wrong in ("colder", "without-cv"):
+        with pytest.raises(ScenarioError, match=f"must be one of no-inner-steps.*got '{wrong}'"):
+            check_ablations(("first-order", wrong), ("rl",))
 
 
 def test_ablations_that_read_otherwise_are_made_of_the_same_recordings(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from fl_shield.training import TrainingConfig
         ({"n_rounds": 0}, "n_rounds must be at least 1, got 0"),
         ({"attack_from": 11}, "attack_from must be between 1 and the 10 rounds, got 11"),
         ({"attack_from": 0}, "attack_from"),
+        ({"weights": "all"}, "weights 'all' is unknown; choose one of updates, inputs"),
         ({"fpr_budget": 1.0}, "fpr_budget must be between 0 and 1, got 1.0"),
         ({"alpha": 0.0}, "alpha must be above 0"),
         ({"target_label": -1}, "target_label"),
@@ -84,6 +85,7 @@ def test_json_keeps_every_setting() -> None:
         defense="shield",
         mode="monitor",
         probes=False,
+        weights="inputs",
         seed=9,
         engine="ray",
     )
