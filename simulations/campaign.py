@@ -25,6 +25,7 @@ import torch
 
 from fl_shield.attacks import ATTACKS
 from fl_shield.audit import AuditStore
+from fl_shield.detector import PRETRAINED, WEIGHTS_FILE
 from fl_shield.errors import AuditError, EngineError, ScenarioError
 from fl_shield.simulations.engines import run
 from fl_shield.simulations.outcome import RoundRow, summarise
@@ -250,14 +251,11 @@ def _run_one(
 
 
 def _weights_digest(scenario: Scenario) -> str:
-    """Digest of the shipped detector where a federation depends on it, else empty."""
+    """Digest of the shipped weights that a federation depends on, else empty."""
     if scenario.defense != "shield":
         return ""
-    digest = hashlib.sha256()
-    shipped = [f for f in files("fl_shield.pretrained").iterdir() if f.name.endswith("tensors")]
-    for file in sorted(shipped, key=lambda f: f.name):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    shipped = files(PRETRAINED[scenario.weights]) / WEIGHTS_FILE
+    return hashlib.sha256(shipped.read_bytes()).hexdigest()[:16]
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from fl_shield.audit import AuditStore
 from fl_shield.cli import main
+from fl_shield.detector import PRETRAINED, WEIGHTS_FILE
 from fl_shield.simulations.engines import run
 
 FEDERATION = "--clients 6 --rounds 2 --malicious 0.34 --model digits-mlp --epochs 1 --workers 1"
@@ -113,6 +116,23 @@ def test_a_lost_audit_is_written_again(
     (tmp_path / "audit.db").unlink()
     assert call(monkeypatch, *words) == 0
     assert counted == ["none-none-s0", "none-shield-s0", "none-shield-s0"]
+
+
+def test_the_weights_that_judge_are_on_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The shield judges with the weights that are asked for, and says which file they were."""
+    words = [*TINY, "--attack", "sign_flip", "--defense", "shield"]
+    scores = []
+    for purpose, package in PRETRAINED.items():
+        out = tmp_path / purpose
+        assert call(monkeypatch, *words, "--weights", purpose, "--out", str(out)) == 0
+        reference, shielded = results(out)
+        file = files(package) / WEIGHTS_FILE
+        assert shielded["weights"] == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        assert reference["weights"] == ""
+        scores.append([score for r in shielded["rounds"] for score in r["scores"]])
+    assert scores[0] != scores[1]
 
 
 def test_federations_side_by_side_give_the_same_results(
