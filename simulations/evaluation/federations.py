@@ -27,17 +27,14 @@ from fl_shield.simulations.episodes.rounds import (
     FederationSetting,
     draw_setting,
 )
-from fl_shield.simulations.evaluation.splits import MAIN_SPLIT
+from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, WITHOUT_FEDERATIONS
 from fl_shield.simulations.evaluation.study import Contender
 from fl_shield.simulations.evaluation.tables import PEERS, grouped
 from fl_shield.simulations.null_distributions import kind_of
 from fl_shield.simulations.processes import map_in_processes
 
-LEFT_OUT = "domain-fl"
-"""Split whose weights never saw a federation."""
-
 SPECIALIST = "metashield-updates"
-"""The shipped weights for updates, which learned from federations alone."""
+"""The shipped weights for updates, which learned from federations and digits victims."""
 
 BUDGET = 0.05
 
@@ -92,7 +89,9 @@ def judged_federations(n_each: int, seed: int) -> list[FederationSetting]:
 
 def judges_federations(contender: Contender) -> bool:
     """Whether weights take part: those of held-out triggers, and those that saw no federation."""
-    return contender.split.name in (MAIN_SPLIT, LEFT_OUT) and contender.n_views is None
+    return (
+        contender.split.name in (MAIN_SPLIT, WITHOUT_FEDERATIONS.name) and contender.n_views is None
+    )
 
 
 def judge_federations(

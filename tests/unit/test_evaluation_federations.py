@@ -22,7 +22,6 @@ from fl_shield.simulations.episodes.rounds import (
     draw_setting,
 )
 from fl_shield.simulations.evaluation.federations import (
-    LEFT_OUT,
     SPECIALIST,
     FederatedRow,
     federated_tables,
@@ -98,7 +97,7 @@ def test_rows_equal_a_slow_loop(weights: Weights) -> None:
 
 def test_weights_that_saw_no_federation_promise_nothing(weights: Weights) -> None:
     alone = replace(weights, nulls={"inputs": weights.nulls["inputs"]})
-    (row,) = rows_of(SETTING, [_round(0)], alone, None, ("ours", LEFT_OUT))
+    (row,) = rows_of(SETTING, [_round(0)], alone, None, ("ours", WITHOUT_FEDERATIONS.name))
     assert 0 <= row.auc <= 1
     assert row.rejected is row.rejected_benign is None
 
@@ -120,7 +119,7 @@ def test_only_weights_that_fit_take_part(weights: Weights, tmp_path: Path) -> No
         *(
             (name, split)
             for name in ("metashield", "metashield-unadapted")
-            for split in (MAIN_SPLIT, LEFT_OUT)
+            for split in (MAIN_SPLIT, WITHOUT_FEDERATIONS.name)
         ),
     }
     assert {r.attack for r in rows} == {"lp", "badnets"}
