@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from fl_shield.columns import CLASS_STATISTICS, SLOTS
 from fl_shield.live import constant, in_rows, library, norms_of
-from fl_shield.profile import CLASS_STATISTICS, SLOTS
 from fl_shield.signature import Signature
 from fl_shield.types import Floats
 

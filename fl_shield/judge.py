@@ -11,10 +11,11 @@ import torch
 
 from fl_shield.activations import Activations, head_beside, views_beside
 from fl_shield.calibration import Guarantee, promise, smallest_p_value
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.errors import GuardError
 from fl_shield.profile import Profiler
 from fl_shield.types import Flags, Floats
+from fl_shield.weights import Weights
 
 Promised = Guarantee | Literal["auto"]
 

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fl_shield.activations import Activations
-from fl_shield.detector import Weights, below
 from fl_shield.errors import GuardError, ShieldError
 from fl_shield.judge import Judge, Promised
 from fl_shield.types import Floats
+from fl_shield.weights import Weights, below
 
 FORMAT = "fl_shield.guard/1"
 

@@ -26,8 +26,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
+from fl_shield.columns import CLASS_STATISTICS, LIMIT
 from fl_shield.live import constant
-from fl_shield.profile import CLASS_STATISTICS, LIMIT
 from fl_shield.types import Floats
 
 _FLAT = 1e-18
@@ -41,7 +41,7 @@ class Signature:
     Attributes
     ----------
     classes : (n_classes, 7) float array
-        Columns in the order of :data:`fl_shield.profile.CLASS_STATISTICS`.
+        Columns in the order of :data:`fl_shield.columns.CLASS_STATISTICS`.
     references : (m, 7) float array
         Of the class that each reference is given, with that reference left out.
     unit : float

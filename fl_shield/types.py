@@ -93,7 +93,7 @@ class View:
         Scalars beside each point that the space itself does not hold, by slot (see
         :mod:`fl_shield.profile`); NaN marks a slot that this view lacks.
     kind : str
-        One of :data:`fl_shield.profile.KINDS`.
+        One of :data:`fl_shield.columns.KINDS`.
     depth : float
         Where the view sits in the network, from 0 (input) to 1 (head).
     """

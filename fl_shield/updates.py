@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_shield.profile import SLOTS
+from fl_shield.columns import SLOTS
 from fl_shield.rng import keyed
 from fl_shield.types import Arrays, Floats, View
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.types import ActivationReport, Floats, View
+from fl_shield.weights import Weights
 
 MIN_REPORTS = 4
 """With fewer readable reports in a round there is nothing to compare a report with."""

@@ -25,12 +25,12 @@ import torch
 
 from fl_shield.attacks import ATTACKS
 from fl_shield.audit import AuditStore
-from fl_shield.detector import PRETRAINED, WEIGHTS_FILE
 from fl_shield.errors import AuditError, EngineError, ScenarioError
 from fl_shield.simulations.engines import run
 from fl_shield.simulations.outcome import RoundRow, summarise
 from fl_shield.simulations.round_log import RoundFollower, start_log
 from fl_shield.simulations.scenario import Scenario
+from fl_shield.weights import PRETRAINED, WEIGHTS_FILE
 
 RESULTS_FILE, AUDIT_FILE, ENTRY_FILE = "results.json", "audit.db", "entry.json"
 VERSIONED = ("fl-shield", "flwr", "torch", "numpy", "scikit-learn", "ray")

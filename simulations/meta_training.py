@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from fl_shield.conditioning import Habits, beside_each_other
-from fl_shield.detector import Weights
 from fl_shield.meta import Episode, MetaConfig, Progress, initial_params, meta_train
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.tasks import Task, is_validation
+from fl_shield.weights import Weights
 
 HOLD_OUT = 6
 """One network of so many is held out with all its tasks: they make the card's table."""

@@ -14,12 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.metrics import auroc, tpr_at_fpr
 from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.meta_training import Parts
 from fl_shield.simulations.null_distributions import kind_of
+from fl_shield.weights import Weights
 
 
 def table(weights: Weights, episodes: Sequence[Episode]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_shield.activations import views_beside
 from fl_shield.calibration import standardise
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.meta import Episode, MetaConfig
 from fl_shield.profile import Profiles
 from fl_shield.representation import REPRESENTATIONS
@@ -28,6 +28,7 @@ from fl_shield.simulations.episodes.shots import shots_of
 from fl_shield.simulations.episodes.tasks import Task
 from fl_shield.simulations.meta_training import Parts, episodes_of, fit_weights
 from fl_shield.types import Floats, Representation
+from fl_shield.weights import Weights
 
 N_NULL = 1001
 """Quantiles kept of each null distribution."""
@@ -202,13 +203,13 @@ def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
 
 
 def quantiles(values: Floats) -> Tensor:
-    """Quantiles of a null distribution, as :class:`~fl_shield.detector.Weights` keeps them."""
+    """Quantiles of a null distribution, as :class:`~fl_shield.weights.Weights` keeps them."""
     levels = (np.arange(N_NULL) + 0.5) / N_NULL
     return torch.from_numpy(np.quantile(values, levels).astype(np.float32))
 
 
 def kind_of(episode: Episode) -> str:
-    """Which null distribution of :class:`~fl_shield.detector.Weights` an episode belongs to."""
+    """Which null distribution of :class:`~fl_shield.weights.Weights` an episode belongs to."""
     if not episode.domain.startswith("fl-"):
         return "inputs"
     return "updates" if episode.settled else "first updates"

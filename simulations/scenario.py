@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from fl_shield.attacks import ATTACKS
-from fl_shield.detector import PRETRAINED, Purpose
 from fl_shield.errors import ScenarioError
 from fl_shield.policy import MODES, Mode
 from fl_shield.rng import keyed
@@ -22,6 +21,7 @@ from fl_shield.simulations.datasets import DATASETS, DEFAULT_CLIENTS
 from fl_shield.simulations.victims import MODELS, default_model, default_training
 from fl_shield.training import TrainingConfig
 from fl_shield.triggers import TRIGGERS
+from fl_shield.weights import PRETRAINED, Purpose
 
 Defense = Literal["none", "multikrum", "shield"]
 Engine = Literal["in-process", "ray"]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fl_shield.detector import Weights, blank_weights
 from fl_shield.meta import Episode, MetaConfig, meta_train
 from fl_shield.profile import profile
 from fl_shield.types import View
+from fl_shield.weights import Weights, blank_weights
 
 TOY_CONFIG = MetaConfig(n_hidden=16, n_inner_steps=1, n_epochs=6, outer_lr=1e-2, n_support=12)
 

@@ -19,7 +19,6 @@ from fl_shield.cli.progress import counting_bars
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fl_shield.detector import Weights
     from fl_shield.meta import MetaConfig
     from fl_shield.meta import Progress as EpochProgress
     from fl_shield.simulations.episodes.clean_models import Workplace
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from fl_shield.simulations.episodes.tasks import Task
     from fl_shield.simulations.meta_training import Parts
     from fl_shield.types import Floats
+    from fl_shield.weights import Weights
 
 
 class RepresentationName(StrEnum):

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fl_shield.detector import MetaShield, Weights
+from fl_shield.detector import MetaShield
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.population import Start, VictimSetting, draw_victim
 from fl_shield.simulations.episodes.recording import Recording
@@ -29,6 +29,7 @@ from fl_shield.simulations.episodes.victims import simulate_victims
 from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
 from fl_shield.simulations.evaluation.study import judge_one
 from fl_shield.simulations.victims.opponents import OURS
+from fl_shield.weights import Weights
 
 PEERS = ("confidence", "mahalanobis", "knn")
 STARTS: tuple[Start, ...] = ("warm", "scratch")

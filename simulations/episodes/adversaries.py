@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from fl_shield.attacks import PoisonScheme
-from fl_shield.detector import Weights
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.cache import key_of
 from fl_shield.simulations.episodes.clean_models import (
@@ -28,6 +27,7 @@ from fl_shield.simulations.episodes.victims import record
 from fl_shield.simulations.victims.adaptive import Fight, train_fighting
 from fl_shield.simulations.victims.opponents import OURS, fit_of
 from fl_shield.stages import N_STAGES, find_stages
+from fl_shield.weights import Weights
 
 VERSION = 2
 """Raise it when training changes its meaning: victims on disk are then ignored."""

@@ -11,9 +11,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from fl_shield.columns import COLUMNS
 from fl_shield.errors import DatasetError
 from fl_shield.meta import Episode
-from fl_shield.profile import COLUMNS
 
 VERSION = 2
 """Raise it when profiles or episodes change their meaning: old cache files are then ignored."""

@@ -17,10 +17,11 @@ from multiprocessing import get_context
 import numpy as np
 import torch
 
-from fl_shield.detector import MetaShield, Weights
+from fl_shield.detector import MetaShield
 from fl_shield.policy import Policy
 from fl_shield.simulations.episodes.rounds import Federation, FederationSetting, draw_setting
 from fl_shield.types import Action, Floats
+from fl_shield.weights import Weights
 
 N_PASSES = 2
 """A null that is too tight drops more, so that the memory lacks more and benign log-odds rise;

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_shield.attacks import make_attack
-from fl_shield.detector import MetaShield, blank_weights
+from fl_shield.detector import MetaShield
 from fl_shield.inspector import Inspector
 from fl_shield.meta import Episode, MetaConfig
 from fl_shield.rng import keyed
@@ -24,6 +24,7 @@ from fl_shield.simulations.victims import build_model
 from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
 from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
 from fl_shield.types import Arrays, Attack, AttackContext, Ints, Representation, Samples, Trigger
+from fl_shield.weights import blank_weights
 
 ATTACK_NAMES = ("badnets", "model_replacement", "norm_clipped", "sign_flip", "lp")
 HELD_OUT_ATTACK = "perturbation"

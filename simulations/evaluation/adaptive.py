@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from fl_shield.detector import Weights
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.adversaries import (
     CASES,
@@ -38,6 +37,7 @@ from fl_shield.simulations.evaluation.settings import Report
 from fl_shield.simulations.evaluation.study import MIN_ASR, judge_one
 from fl_shield.simulations.victims.adaptive import check_penalty
 from fl_shield.simulations.victims.opponents import FOUGHT, OURS, fit_of
+from fl_shield.weights import Weights
 
 MOST_TRIES = 5
 """Victims that are drawn for each that counts, at most: not every drawn trigger works."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from fl_shield.activations import views_beside
 from fl_shield.calibration import standardise
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.profile import Profiles
 from fl_shield.representation import REPRESENTATIONS
 from fl_shield.simulations.episodes.shots import Shots
 from fl_shield.types import Floats, Representation
+from fl_shield.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True)

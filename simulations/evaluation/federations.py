@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_shield.detector import PRETRAINED, WEIGHTS_FILE, Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.meta import Episode
 from fl_shield.metrics import auroc
 from fl_shield.simulations.episodes.cache import load_episodes
@@ -32,6 +32,7 @@ from fl_shield.simulations.evaluation.study import Contender
 from fl_shield.simulations.evaluation.tables import PEERS, grouped
 from fl_shield.simulations.null_distributions import kind_of
 from fl_shield.simulations.processes import map_in_processes
+from fl_shield.weights import PRETRAINED, WEIGHTS_FILE, Weights
 
 SPECIALIST = "metashield-updates"
 """The shipped weights for updates, which learned from federations and digits victims."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_shield.activations import Activations
+from fl_shield.columns import CLASS_STATISTICS
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import MetaConfig, Progress
-from fl_shield.profile import CLASS_STATISTICS
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.recording import Recording
 from fl_shield.simulations.episodes.tasks import Task, victim_tasks

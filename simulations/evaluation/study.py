@@ -8,7 +8,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fl_shield.detector import Weights
 from fl_shield.detectors import DETECTORS, MULTI_PASS, ONE_PASS
 from fl_shield.simulations.episodes.recording import Recording, load_recording
 from fl_shield.simulations.episodes.shots import Shots, evaluation_shots
@@ -25,6 +24,7 @@ from fl_shield.simulations.evaluation.tables import PEERS
 from fl_shield.simulations.processes import map_in_processes
 from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Floats, Representation
+from fl_shield.weights import Weights
 
 MIN_ASR = 0.9
 """Least attack success of a victim that a table counts."""

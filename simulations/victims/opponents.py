@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fl_shield.activations import Activations, head_beside, views_beside
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.detectors import KNearest, Mahalanobis
 from fl_shield.detectors.contract import OnePass, standardised
 from fl_shield.detectors.knn import nearest_distances
@@ -23,6 +23,7 @@ from fl_shield.detectors.mahalanobis import shrunk_distances
 from fl_shield.errors import ScenarioError
 from fl_shield.profile import Profiler
 from fl_shield.types import Floats
+from fl_shield.weights import Weights
 
 OURS = "metashield"
 
@@ -128,7 +129,7 @@ def fit_of(name: str, weights: Weights) -> Fit:
     --------
     >>> import numpy as np
     >>> import torch
-    >>> from fl_shield.detector import blank_weights
+    >>> from fl_shield.weights import blank_weights
     >>> rows = np.random.default_rng(0).normal(size=(20, 4))
     >>> fit = fit_of("knn", blank_weights())
     >>> opponent = fit(Activations(layers={"head": rows}, logits=rows))

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from fl_shield.activations import read_activations
-from fl_shield.detector import MetaShield, Purpose, Weights
+from fl_shield.detector import MetaShield
 from fl_shield.detectors import DETECTORS as PUBLISHED
 from fl_shield.detectors import MULTI_PASS, ONE_PASS, make_detector
 from fl_shield.errors import NotFittedError, ShieldError
 from fl_shield.types import Floats, View
+from fl_shield.weights import Purpose, Weights
 
 
 def _model(seed: int = 0) -> nn.Sequential:

@@ -15,8 +15,8 @@ import pytest
 
 from fl_shield.audit import AuditStore
 from fl_shield.cli import main
-from fl_shield.detector import PRETRAINED, WEIGHTS_FILE
 from fl_shield.simulations.engines import run
+from fl_shield.weights import PRETRAINED, WEIGHTS_FILE
 
 FEDERATION = "--clients 6 --rounds 2 --malicious 0.34 --model digits-mlp --epochs 1 --workers 1"
 TINY = ["simulate", *FEDERATION.split()]

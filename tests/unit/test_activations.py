@@ -15,8 +15,8 @@ from fl_shield.activations import (
     pooled,
     watching,
 )
+from fl_shield.columns import STATISTICS
 from fl_shield.head import logit_statistics
-from fl_shield.profile import STATISTICS
 from fl_shield.stages import find_layers
 from fl_shield.types import Floats
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fl_shield.detector import Adapted, Weights
+from fl_shield.detector import Adapted
 from fl_shield.meta import adapt, contributions
 from fl_shield.types import Floats
+from fl_shield.weights import Weights
 
 
 def _profiles(n: int, seed: int, views: int = 4) -> Floats:
@@ -44,7 +45,8 @@ def test_adapting_all_folds_together_equals_adapting_to_each(
 def test_adapting_does_not_import_torchs_compiler() -> None:
     code = (
         "import sys, numpy as np\n"
-        "from fl_shield.detector import Adapted, blank_weights\n"
+        "from fl_shield.detector import Adapted\n"
+        "from fl_shield.weights import blank_weights\n"
         "Adapted(blank_weights(), np.zeros((6, 2, 135), np.float32))\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )

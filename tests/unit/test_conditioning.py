@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from fl_shield.conditioning import FLOOR, Habits, beside_each_other
-from fl_shield.detector import Adapted, MetaShield, Weights, blank_weights
+from fl_shield.detector import Adapted, MetaShield
 from fl_shield.errors import ShieldError
 from fl_shield.meta import Episode, MetaConfig
 from fl_shield.simulations.meta_training import fit_weights
 from fl_shield.types import Floats
+from fl_shield.weights import Weights, blank_weights
 
 CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=3, n_query=12, conditioned=True)
 

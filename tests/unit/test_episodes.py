@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from fl_shield.detector import Weights
+from fl_shield.columns import COLUMNS, LIMIT
 from fl_shield.errors import DatasetError, ScenarioError
 from fl_shield.meta import Episode
-from fl_shield.profile import COLUMNS, LIMIT
 from fl_shield.simulations.datasets import load
 from fl_shield.simulations.episodes import cache, federations
 from fl_shield.simulations.episodes.cache import (
@@ -36,6 +35,7 @@ from fl_shield.simulations.episodes.rounds import (
     simulate_federation,
 )
 from fl_shield.training import TrainingConfig
+from fl_shield.weights import Weights
 
 FEDERATION = FederationSetting(
     seed=3,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fl_shield.activations import Activations
-from fl_shield.detector import MetaShield, blank_weights
+from fl_shield.detector import MetaShield
 from fl_shield.detectors import DETECTORS, ONE_PASS
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import MetaConfig
@@ -20,6 +20,7 @@ from fl_shield.simulations.evaluation.answers import answers, evaluation_profile
 from fl_shield.simulations.evaluation.judging import FPR_GRID, judge, row_of
 from fl_shield.simulations.evaluation.splits import AXES, Split, all_splits
 from fl_shield.types import Floats, Representation
+from fl_shield.weights import blank_weights
 
 FACTS = {
     "pool": "digits",

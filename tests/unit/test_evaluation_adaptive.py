@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from fl_shield.cli import main
 from fl_shield.cli.evaluate import app
-from fl_shield.detector import Weights, blank_weights
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import MetaConfig
 from fl_shield.simulations.episodes import adversaries as adversaries_module
@@ -37,6 +36,7 @@ from fl_shield.simulations.evaluation.adaptive import (
     write_adaptive,
 )
 from fl_shield.simulations.evaluation.figures import adaptive_figure
+from fl_shield.weights import Weights, blank_weights
 
 TINY = Recipe(n_train=900, n_steps=150, n_warm_steps=40, lr=5e-3, warm_lr=3e-3)
 CARTPOLE = Case(pool="cartpole", family="state_pair", architecture="policy-mlp")

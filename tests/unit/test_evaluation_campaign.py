@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from fl_shield.detector import Weights
 from fl_shield.simulations.episodes.clean_models import Workplace
 from fl_shield.simulations.episodes.recordings import load_population, simulate_population
 from fl_shield.simulations.evaluation.campaign import contenders_of
 from fl_shield.simulations.evaluation.settings import Evaluation
 from fl_shield.simulations.evaluation.splits import all_splits
+from fl_shield.weights import Weights
 
 
 def test_processes_train_the_weights_that_one_process_trains(tmp_path: Path) -> None:

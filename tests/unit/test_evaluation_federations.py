@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fl_shield.detector import Adapted, Weights, blank_weights
+from fl_shield.columns import N_COLUMNS
+from fl_shield.detector import Adapted
 from fl_shield.meta import Episode, MetaConfig
-from fl_shield.profile import N_COLUMNS
 from fl_shield.simulations.episodes.cache import save_episodes
 from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.episodes.federations import path_of
@@ -31,6 +31,7 @@ from fl_shield.simulations.evaluation.federations import (
 )
 from fl_shield.simulations.evaluation.splits import MAIN_SPLIT, WITHOUT_FEDERATIONS, Split
 from fl_shield.simulations.evaluation.study import Contender, both_ways
+from fl_shield.weights import Weights, blank_weights
 
 SETTING = draw_setting("digits", 50_000, 3)
 

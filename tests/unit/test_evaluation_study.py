@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from fl_shield.activations import Activations
-from fl_shield.detector import Weights, blank_weights
 from fl_shield.detectors import ONE_PASS
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode, MetaConfig, Progress
@@ -47,6 +46,7 @@ from fl_shield.simulations.meta_training import Parts
 from fl_shield.simulations.null_distributions import ReadClean, Refit, clean_profiles
 from fl_shield.simulations.victims.opponents import OURS
 from fl_shield.types import Representation
+from fl_shield.weights import Weights, blank_weights
 
 CONFIG = MetaConfig(n_hidden=4, n_inner_steps=1, n_epochs=1, n_support=6, n_query=8)
 TRIGGERS = Split(axis="trigger", left_out="held-out")

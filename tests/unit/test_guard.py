@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fl_shield.activations import Activations, read_activations
-from fl_shield.detector import MetaShield, Weights
+from fl_shield.detector import MetaShield
 from fl_shield.errors import GuardError, ShieldError
 from fl_shield.fingerprint import fingerprint
 from fl_shield.guard import Guard
@@ -26,6 +26,7 @@ from fl_shield.meta import MetaConfig
 from fl_shield.simulations.victims.resnet import resnet18
 from fl_shield.stages import find_layers
 from fl_shield.types import Floats
+from fl_shield.weights import Weights
 
 
 class _Cnn(nn.Module):

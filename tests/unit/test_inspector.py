@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.calibration import task_p_values
-from fl_shield.detector import MetaShield, Scores, Weights
+from fl_shield.detector import MetaShield, Scores
 from fl_shield.inspector import N_MEMORY, N_REFERENCES, Inspector
 from fl_shield.profile import profile
 from fl_shield.training import get_arrays
@@ -27,6 +27,7 @@ from fl_shield.updates import (
     update_views,
     view_depths,
 )
+from fl_shield.weights import Weights
 
 N_CLIENTS = 10
 

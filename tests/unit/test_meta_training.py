@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from fl_shield.cli.meta_train import app
-from fl_shield.detector import Adapted, MetaShield, blank_weights
+from fl_shield.detector import Adapted, MetaShield
 from fl_shield.errors import ScenarioError
 from fl_shield.meta import Episode, MetaConfig
 from fl_shield.simulations.episodes.clean_models import RECIPES, Recipe
@@ -38,6 +38,7 @@ from fl_shield.simulations.null_distributions import (
     refit,
     with_null,
 )
+from fl_shield.weights import blank_weights
 
 CONFIG = MetaConfig(n_hidden=8, n_inner_steps=1, n_epochs=4, n_support=8, n_query=12)
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fl_shield.detector import Adapted, blank_weights
+from fl_shield.detector import Adapted
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.metrics import auroc, tpr_at_fpr
 from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.meta_training import Parts
 from fl_shield.simulations.model_card import facts_of, loss_figure, table, write_card
+from fl_shield.weights import blank_weights
 
 WEIGHTS = blank_weights(config=MetaConfig(n_hidden=4, n_inner_steps=1))
 

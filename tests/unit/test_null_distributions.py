@@ -10,7 +10,7 @@ import torch
 
 from fl_shield.activations import Activations
 from fl_shield.calibration import standardise
-from fl_shield.detector import Adapted, Weights, blank_weights
+from fl_shield.detector import Adapted
 from fl_shield.meta import MetaConfig
 from fl_shield.profile import Profiles
 from fl_shield.simulations.episodes.recording import Recording
@@ -31,6 +31,7 @@ from fl_shield.simulations.null_distributions import (
     remembering,
 )
 from fl_shield.types import Floats, Representation
+from fl_shield.weights import Weights, blank_weights
 
 POOLS = {"digits": "cv", "gtsrb": "cv", "sst2": "nlp", "cartpole": "rl", "acrobot": "rl"}
 

@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fl_shield.profile import (
+from fl_shield.columns import (
     COLUMNS,
     KINDS,
     LIMIT,
-    MIN_REFERENCES,
     N_COLUMNS,
     ROTATION_INVARIANT,
     SLOTS,
     STATISTICS,
-    Profiles,
-    profile,
-    profiles,
 )
+from fl_shield.profile import MIN_REFERENCES, Profiles, profile, profiles
 from fl_shield.types import Floats, View
 
 N_GEOMETRY = COLUMNS.index(f"z_{STATISTICS[0]}")

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from fl_shield.activations import Activations, head_beside, views_beside
+from fl_shield.columns import CLASS_STATISTICS, LIMIT, SLOTS
 from fl_shield.head import Head
-from fl_shield.profile import CLASS_STATISTICS, LIMIT, SLOTS, profiles
+from fl_shield.profile import profiles
 from fl_shield.signature import Signature
 from fl_shield.types import Floats
 

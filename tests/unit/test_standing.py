@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fl_shield.profile import SLOTS, Profiler, profiles
+from fl_shield.columns import SLOTS
+from fl_shield.profile import Profiler, profiles
 from fl_shield.standing import Ranks, Scale, z_of_each
 from fl_shield.types import Floats, View
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fl_shield.profile import STATISTICS
+from fl_shield.columns import STATISTICS
 from fl_shield.types import Arrays, Floats
 from fl_shield.updates import (
     N_DIRECTIONS,

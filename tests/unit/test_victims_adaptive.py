@@ -17,7 +17,7 @@ from fl_shield.activations import (
     read_activations,
     watching,
 )
-from fl_shield.detector import MetaShield, Weights, blank_weights
+from fl_shield.detector import MetaShield
 from fl_shield.detectors import DETECTORS
 from fl_shield.detectors.contract import standardised
 from fl_shield.errors import GuardError, ScenarioError
@@ -33,6 +33,7 @@ from fl_shield.simulations.victims.adaptive import (
 from fl_shield.simulations.victims.opponents import FOUGHT, OURS, PEERS, Opponent, Seen, fit_of
 from fl_shield.training import logits_of
 from fl_shield.types import Floats, Samples
+from fl_shield.weights import Weights, blank_weights
 
 LAYERS = ("0", "2", "4")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fl_shield.detector import Weights
 from fl_shield.types import ActivationReport, Floats
+from fl_shield.weights import Weights
 from fl_shield.witness import witness_evidence
 
 REFERENCES = {"head": np.random.default_rng(0).normal(size=(12, 6))}
