@@ -88,7 +88,11 @@ class Activations:
 
 
 def pooled_ways(activation: Tensor) -> dict[str, Tensor]:
-    """One row an input, in every way that may show a trigger: mean and maximum, last step.
+    """One row an input, in every way that may show a trigger.
+
+    Of an image the mean and the maximum over places. Of a sequence the step of the largest norm
+    (a trigger is a word among many), of each unit the largest size with its sign (states reach
+    both ways), and the mean.
 
     Parameters
     ----------
@@ -97,15 +101,30 @@ def pooled_ways(activation: Tensor) -> dict[str, Tensor]:
     Examples
     --------
     >>> sorted(pooled_ways(torch.ones(2, 5, 4)))
-    [':last', ':max', ':mean']
+    [':extreme', ':mean', ':peak']
     """
     if activation.ndim >= 4:
         flat = activation.flatten(2)
         return {":mean": flat.mean(-1), ":max": flat.amax(-1)}
     if activation.ndim == 3:
-        mean, largest = activation.mean(1), activation.amax(1)
-        return {":mean": mean, ":max": largest, ":last": activation[:, -1]}
+        return {
+            ":extreme": _extreme(activation),
+            ":peak": _peak(activation),
+            ":mean": activation.mean(1),  # last, for it is what a head at each step says on average
+        }
     return plainly(activation)
+
+
+def _extreme(sequence: Tensor) -> Tensor:
+    """Of each unit the number of the largest size over all steps: (n, length, d) to (n, d)."""
+    largest, smallest = sequence.amax(1), sequence.amin(1)
+    return torch.where(largest >= -smallest, largest, smallest)
+
+
+def _peak(sequence: Tensor) -> Tensor:
+    """The step of the largest norm: (n, length, d) to (n, d)."""
+    step = sequence.detach().square().sum(-1).argmax(1)
+    return sequence.take_along_dim(step[:, None, None], dim=1)[:, 0]
 
 
 def pooled(activation: Tensor) -> Tensor:

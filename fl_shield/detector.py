@@ -26,7 +26,7 @@ from fl_shield.calibration import (
     task_p_values,
 )
 from fl_shield.errors import NotFittedError
-from fl_shield.meta import Params, adapt_each, contributions, log_odds
+from fl_shield.meta import Params, adapt_each, verdicts
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.stages import find_stages
 from fl_shield.types import Flags, Floats, View
@@ -103,13 +103,15 @@ class Adapted:
         seen = (~held).to(rows.dtype)
         adapted = adapt_each(weights.params, rows, self._present, seen, self._steps)
         self._params = {name: p[0] for name, p in adapted.items()}
+        beside = weights.config.ensemble and self._steps > 0
+        self._initial = weights.params if beside else None
         self.reference_log_odds = self._out_of_fit(adapted, rows, held)
 
     def score(self, profiles: Floats) -> Scores:
         """Score points given as (n, V, 135) profiles."""
         rows = self._weights.read_points(profiles, self._habits)
         with torch.no_grad():
-            parts = contributions(self._params, rows, self._present)
+            parts = verdicts(self._params, self._initial, rows, self._present)
         shares: Floats = parts.double().numpy()
         return Scores(log_odds=shares.sum(1), contributions=shares)
 
@@ -119,8 +121,9 @@ class Adapted:
         The adaptation is what it was: no gradient flows to it, nor through it to the references.
         """
         rows = self._weights.read_points(profiles, self._habits)
-        params = {name: p.to(rows.dtype) for name, p in self._params.items()}
-        return log_odds(params, rows, self._present.to(rows.dtype))
+        initial = None if self._initial is None else _like(rows, self._initial)
+        present = self._present.to(rows.dtype)
+        return verdicts(_like(rows, self._params), initial, rows, present).sum(1)
 
     def p_values(self, log_odds: Floats, guarantee: Guarantee = "references") -> Floats:
         """p-values of log-odds under one of the two guarantees of :mod:`fl_shield.calibration`."""
@@ -131,10 +134,19 @@ class Adapted:
 
     def _out_of_fit(self, adapted: Params, rows: Tensor, held: Tensor) -> Floats:
         """Log-odds of each row after the adaptation that did not see it."""
+
+        def log_odds(params: Params) -> Tensor:
+            return verdicts(params, self._initial, rows, self._present).sum(1)
+
         with torch.no_grad():
-            odds = torch.func.vmap(log_odds, in_dims=(0, None, None))(adapted, rows, self._present)
+            odds = torch.func.vmap(log_odds)(adapted)
         own: Floats = odds.mT[held.mT].double().numpy()
         return own
+
+
+def _like(rows: Tensor, params: Params) -> Params:
+    """Parameters in the precision of rows."""
+    return {name: p.to(rows.dtype) for name, p in params.items()}
 
 
 class MetaShield:

@@ -76,6 +76,7 @@ RECIPES: Mapping[str, Recipe] = {
         n_clean_steps=600,
     ),
     "text": Recipe(n_train=16_000, n_steps=700, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
+    "shakespeare": Recipe(n_train=20_000, n_steps=1500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
     "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),
 }
 """By kind of input, or by data set where one is unlike the others of its kind."""

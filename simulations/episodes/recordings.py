@@ -17,11 +17,18 @@ from fl_shield.simulations.episodes.population import POOLS, VictimSetting
 from fl_shield.simulations.episodes.recording import Recording, load_recording, save_recording
 from fl_shield.simulations.episodes.victims import simulate_victims
 
+SEQUENCES = "extreme, peak, mean"
+"""How sequences are read: change it with :func:`fl_shield.activations.pooled_ways`, and recordings
+of networks that say one row a step are made again."""
+
 
 def recording_path(setting: VictimSetting, place: Workplace) -> Path:
-    """Where the recording of a victim is kept: by its setting and how its kind is trained."""
-    recipe = asdict(recipe_of(setting.pool, POOLS[setting.pool].kind))
-    return place.cache / "recordings" / f"{key_of({**setting.manifest(), **recipe}, ())}.npz"
+    """Where the recording of a victim is kept: by its setting, how it is trained and how read."""
+    kind = POOLS[setting.pool].kind
+    made = {**setting.manifest(), **asdict(recipe_of(setting.pool, kind))}
+    if kind == "text" or setting.architecture == "vit":
+        made["sequences"] = SEQUENCES
+    return place.cache / "recordings" / f"{key_of(made, ())}.npz"
 
 
 def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:

@@ -30,7 +30,7 @@ from fl_shield.types import Floats, Representation
 MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
 """Facts of a victim that follow from the others, or from the machine."""
 
-METHOD = "networks held out whole, nulls across data sets, families alike, class statistics"
+METHOD = "networks held out whole, nulls across data sets, families alike, class statistics, peaks"
 """What else weights follow from: change it with the method, or a cache gives the old ones."""
 
 
@@ -58,6 +58,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "inner-rate-0.2": {"inner_lr": 0.2},
     "first-order": {"second_order": False},
     "conditioned": {"conditioned": True},
+    "no-ensemble": {"ensemble": False},
     "no-dropout": {"dropout": 0.0},
     "hidden-16": {"n_hidden": 16},
     "hidden-64": {"n_hidden": 64},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ HARMLESS = "stamped, left-out data sets"
 """Stamped inputs of clean victims of a data set that is left out whole: they do no harm, and are
 not clean either, so no budget was promised for them."""
 
+EACH_ONCE = "left-out data sets, each counted once"
+"""The same victims as :data:`DATA_SETS`, as one number a data set: data sets are what null
+distributions are taken across and what is drawn anew, and some have five times as many victims."""
+
 GROUPS = (HELD_OUT, ALL, DATA_SETS, HARMLESS)
 
 ROUNDING = 1e-9
@@ -37,6 +42,8 @@ class FalseAlarms:
     ----------
     groups : tuple of str
         Which of :data:`GROUPS` it belongs to.
+    pool : str
+        Its data set.
     n_shots, n_clean : int
         References, and inputs that were judged: clean ones, or stamped ones of :data:`HARMLESS`.
     shares : tuple of float
@@ -45,6 +52,7 @@ class FalseAlarms:
     """
 
     groups: tuple[str, ...]
+    pool: str
     n_shots: int
     n_clean: int
     shares: tuple[float, ...]
@@ -55,25 +63,28 @@ def groups_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
     return (HELD_OUT, ALL) if facts["family"] in HELD_OUT_FAMILIES else (ALL,)
 
 
-def false_alarms(shots: Shots, p_values: Floats, groups: tuple[str, ...]) -> list[FalseAlarms]:
+def false_alarms(
+    shots: Shots, p_values: Floats, groups: tuple[str, ...], pool: str
+) -> list[FalseAlarms]:
     """Count the false alarms among the points of shots by their p-values (n_points,).
 
     Those of clean inputs, and apart from them those of stamped inputs that are harmless.
     """
+
+    def counted(p_values: Floats, groups: tuple[str, ...]) -> FalseAlarms:
+        return FalseAlarms(
+            groups=groups,
+            pool=pool,
+            n_shots=len(shots.references),
+            n_clean=len(p_values),
+            shares=tuple(float((p_values <= budget).mean()) for budget in BUDGETS),
+        )
+
     harmless = p_values[shots.n_clean :][shots.labels[shots.n_clean :] == 0]
-    found = [_counted(shots, p_values[: shots.n_clean], groups)]
+    found = [counted(p_values[: shots.n_clean], groups)]
     if len(harmless) and DATA_SETS in groups:
-        found.append(_counted(shots, harmless, (HARMLESS,)))
+        found.append(counted(harmless, (HARMLESS,)))
     return found
-
-
-def _counted(shots: Shots, p_values: Floats, groups: tuple[str, ...]) -> FalseAlarms:
-    return FalseAlarms(
-        groups=groups,
-        n_shots=len(shots.references),
-        n_clean=len(p_values),
-        shares=tuple(float((p_values <= budget).mean()) for budget in BUDGETS),
-    )
 
 
 def calibration(alarms: Sequence[FalseAlarms]) -> list[dict[str, Any]]:
@@ -91,6 +102,7 @@ def calibration(alarms: Sequence[FalseAlarms]) -> list[dict[str, Any]]:
         See :func:`kept`, with ``victims`` (which), ``n_shots`` and ``budget``.
     """
     groups = {name: [a for a in alarms if name in a.groups] for name in GROUPS}
+    groups[EACH_ONCE] = _each_once(groups[DATA_SETS])
     lines = []
     for name, group in groups.items():
         for n_shots in sorted({a.n_shots for a in group}):
@@ -100,6 +112,23 @@ def calibration(alarms: Sequence[FalseAlarms]) -> list[dict[str, Any]]:
                 told = kept(np.array([a.shares[i] for a in at]), n_clean, budget)
                 lines.append({"victims": name, "n_shots": n_shots, "budget": budget, **told})
     return lines
+
+
+def _each_once(alarms: Sequence[FalseAlarms]) -> list[FalseAlarms]:
+    """Alarms of whole data sets: the mean share of the victims of each, at each number of shots."""
+    found: dict[tuple[str, int], list[FalseAlarms]] = defaultdict(list)
+    for alarm in alarms:
+        found[alarm.pool, alarm.n_shots].append(alarm)
+    return [
+        FalseAlarms(
+            groups=(EACH_ONCE,),
+            pool=pool,
+            n_shots=n_shots,
+            n_clean=sum(a.n_clean for a in own),
+            shares=tuple(np.mean([a.shares for a in own], axis=0).tolist()),
+        )
+        for (pool, n_shots), own in found.items()
+    ]
 
 
 def kept(shares: Floats, n_clean: Floats, budget: float) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _judge_by(
         read = read.last(contender.n_views)
     told = answers(weights, read, contender.n_inner_steps)
     if groups:
-        found.alarms.extend(false_alarms(shots, told.p_values, groups))
+        found.alarms.extend(false_alarms(shots, told.p_values, groups, facts["pool"]))
     if not has_row:
         return
     if contender.is_main and len(shots.references) == MAIN_SHOTS:

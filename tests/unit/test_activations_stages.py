@@ -143,11 +143,11 @@ def test_ways_of_pooling_by_hand() -> None:
         ":mean": [[4.0, 1.0]],
         ":max": [[7.0, 4.0]],
     }
-    sequence = torch.tensor([[[1.0, 9], [3, 4], [2, 2]]])
+    sequence = torch.tensor([[[1.0, 9], [-6, 4], [2, 2]]])
     assert {n: t.tolist() for n, t in pooled_ways(sequence).items()} == {
-        ":mean": [[2.0, 5.0]],
-        ":max": [[3.0, 9.0]],
-        ":last": [[2.0, 2.0]],
+        ":extreme": [[-6.0, 9.0]],
+        ":peak": [[1.0, 9.0]],
+        ":mean": [[-1.0, 5.0]],
     }
     assert {n: t.tolist() for n, t in pooled_ways(torch.tensor([[1.0, 2]])).items()} == {
         "": [[1.0, 2.0]]
@@ -156,7 +156,7 @@ def test_ways_of_pooling_by_hand() -> None:
 
 
 def test_names_of_pooled_layers_and_their_order() -> None:
-    assert [module_of(n) for n in ("conv2:max", "fc", "a.b.0:last")] == ["conv2", "fc", "a.b.0"]
+    assert [module_of(n) for n in ("conv2:max", "fc", "a.b.0:peak")] == ["conv2", "fc", "a.b.0"]
     rows = {name: torch.full((1, 1), float(i)) for i, name in enumerate(["b:max", "b:mean", "a"])}
     found = in_order(rows, ["a", "b"])
     assert list(found) == ["a", "b:max", "b:mean"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,25 @@ def test_adapting_all_folds_together_equals_adapting_to_each(
         others = references[np.arange(m) % n_folds != i % n_folds]
         alone = _slowly(toy_weights, others, references[i : i + 1], n_steps).sum()
         assert adapted.reference_log_odds[i] == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 3])
+def test_an_ensemble_is_the_mean_of_before_and_after_adaptation(
+    toy_weights: Weights, n_steps: int
+) -> None:
+    config = replace(toy_weights.config, ensemble=True)
+    references, points = _profiles(20, 0), _profiles(5, 1) * 2
+    both = Adapted(replace(toy_weights, config=config), references, n_steps)
+    after, before = (Adapted(toy_weights, references, n) for n in (n_steps, 0))
+    told = both.score(points)
+    mean = (after.score(points).contributions + before.score(points).contributions) / 2
+    np.testing.assert_allclose(told.contributions, mean, atol=1e-6)
+    np.testing.assert_allclose(told.log_odds, mean.sum(1), atol=1e-6)
+    own = (after.reference_log_odds + before.reference_log_odds) / 2
+    np.testing.assert_allclose(both.reference_log_odds, own, atol=1e-6)
+    live = both.live_log_odds(torch.from_numpy(points).double())
+    np.testing.assert_allclose(live.numpy(), told.log_odds, atol=1e-5)
+    assert (np.abs(after.score(points).log_odds - told.log_odds).max() > 1e-3) == (n_steps > 0)
 
 
 def test_adapting_does_not_import_torchs_compiler() -> None:
