@@ -155,6 +155,26 @@ def test_ways_of_pooling_by_hand() -> None:
     assert pooled_ways(torch.tensor([1.0, 2]))[""].shape == (2, 1)
 
 
+def test_gradients_flow_through_every_way_of_reading_a_sequence() -> None:
+    sequence = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 5, 4))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: tuple(pooled_ways(x).values()), (sequence,))
+
+
+def test_a_step_that_is_no_number_shows_in_every_way() -> None:
+    sequence = torch.ones(2, 5, 4)
+    sequence[1, 2, 3] = torch.nan
+    for rows in pooled_ways(sequence).values():
+        assert rows[0].isfinite().all()
+        assert rows[1].isnan().any()
+
+
+def test_the_peak_is_the_step_of_the_largest_norm_whatever_its_place() -> None:
+    rows = np.random.default_rng(1).normal(size=(6, 7, 3))
+    rows[np.arange(6), np.arange(6)] *= 50
+    found = pooled_ways(torch.from_numpy(rows))[":peak"].numpy()
+    np.testing.assert_array_equal(found, rows[np.arange(6), np.arange(6)])
+
+
 def test_names_of_pooled_layers_and_their_order() -> None:
     assert [module_of(n) for n in ("conv2:max", "fc", "a.b.0:peak")] == ["conv2", "fc", "a.b.0"]
     rows = {name: torch.full((1, 1), float(i)) for i, name in enumerate(["b:max", "b:mean", "a"])}
