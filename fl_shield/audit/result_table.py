@@ -82,4 +82,6 @@ def _shown(name: str, value: Any) -> str:
         return str(value)
     if name in _SHARES:
         return f"{100 * value:.1f} %"
+    if name == "auc":
+        return f"{value:.3f}"
     return f"{value:.1f} s" if name.endswith("_seconds") else f"{value:.3g}"

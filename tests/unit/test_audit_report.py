@@ -297,3 +297,4 @@ def test_results_by_name() -> None:
     assert table.columns == ("", "round time", "n")
     assert table.rows == (("a", "1.2 s", "–"), ("b", "–", "2"))
     assert result_table({"accuracy": 0.5}).rows == (("accuracy", "0.5"),)
+    assert result_table({"a": {"auc": 1.0}, "b": {"auc": 0.9968}}).rows[0] == ("a", "1.000")
