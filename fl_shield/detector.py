@@ -103,8 +103,8 @@ class Adapted:
         seen = (~held).to(rows.dtype)
         adapted = adapt_each(weights.params, rows, self._present, seen, self._steps)
         self._params = {name: p[0] for name, p in adapted.items()}
-        beside = weights.config.ensemble and self._steps > 0
-        self._initial = weights.params if beside else None
+        both = weights.config.ensemble and null == "inputs" and self._steps > 0
+        self._initial = weights.params if both else None
         self.reference_log_odds = self._out_of_fit(adapted, rows, held)
 
     def score(self, profiles: Floats) -> Scores:

@@ -59,8 +59,9 @@ class MetaConfig:
         Whether it reads each number beside the references' own too, see
         :mod:`fl_shield.conditioning`.
     ensemble : bool
-        Whether a verdict is the mean of the log-odds before and after adaptation, see
-        :func:`verdicts`. Training is the same.
+        Whether a verdict on inputs is the mean of the log-odds before and after adaptation, see
+        :func:`verdicts`. Updates are judged after adaptation: only the round can tell what is
+        usual among its clients. Training is the same.
     """
 
     n_hidden: int = 32

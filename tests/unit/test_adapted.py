@@ -62,6 +62,17 @@ def test_an_ensemble_is_the_mean_of_before_and_after_adaptation(
     assert (np.abs(after.score(points).log_odds - told.log_odds).max() > 1e-3) == (n_steps > 0)
 
 
+@pytest.mark.parametrize("null", ["updates", "first updates"])
+def test_updates_are_judged_after_adaptation_alone(toy_weights: Weights, null: str) -> None:
+    config = replace(toy_weights.config, ensemble=True)
+    references, points = _profiles(20, 0), _profiles(5, 1) * 2
+    found, plain = (
+        Adapted(w, references, null=null).score(points).log_odds
+        for w in (replace(toy_weights, config=config), toy_weights)
+    )
+    np.testing.assert_array_equal(found, plain)
+
+
 def test_adapting_does_not_import_torchs_compiler() -> None:
     code = (
         "import sys, numpy as np\n"
