@@ -12,8 +12,8 @@ References
 .. [2] A. Frikha et al., "Few-shot one-class classification via meta-learning" (OC-MAML),
    AAAI 2021, arXiv 2007.04146: one-class inner loop, balanced outer loop.
 .. [3] Z. Li et al., "Meta-SGD", arXiv 1707.09835: learned inner rates.
-.. [4] M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 4: outputs
-   before and after fine-tuning, averaged, are the better ones on data unlike those of training.
+.. [4] M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: weights
+   before and after fine-tuning, averaged, hold where data shift. Here the outputs are averaged.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, Seed, words
+from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, RayAddress, Seed, words
 from fl_shield.cli.progress import named_steps
 from fl_shield.errors import ScenarioError
 
@@ -65,6 +65,7 @@ def evaluate(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that train and judge victims.")
     ] = 2,
+    ray_address: RayAddress = None,
     cache: Cache = CACHE,
 ) -> None:
     """Leave out triggers, data sets, domains or networks, and compare every detector on them.
@@ -115,6 +116,7 @@ def evaluate(
         seed=seed,
         place=Workplace(data_dir=data_dir, cache=cache),
         n_workers=workers,
+        ray_address=ray_address,
     )
     with named_steps(console) as report:
         results = run(evaluation, report)

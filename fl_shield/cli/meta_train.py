@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, Seed, words
+from fl_shield.cli.options import CACHE, Cache, DataDir, Pools, RayAddress, Seed, words
 from fl_shield.cli.progress import counting_bars
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fl_shield.simulations.episodes.curriculum import Curriculum
     from fl_shield.simulations.episodes.tasks import Task
     from fl_shield.simulations.meta_training import Parts
+    from fl_shield.simulations.processes import Workers
     from fl_shield.types import Floats
     from fl_shield.weights import Weights
 
@@ -64,6 +65,7 @@ def meta_train(
     data_dir: DataDir = None,
     seed: Seed = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that simulate.")] = 2,
+    ray_address: RayAddress = None,
     cache: Cache = CACHE,
 ) -> None:
     """Simulate backdoored victims and federations and meta-train the detector on them.
@@ -76,6 +78,7 @@ def meta_train(
     from fl_shield.simulations.episodes.clean_models import Workplace
     from fl_shield.simulations.episodes.curriculum import Curriculum
     from fl_shield.simulations.meta_training import RECIPE
+    from fl_shield.simulations.processes import Workers
 
     curriculum = Curriculum(
         domains=words(domains),
@@ -98,14 +101,14 @@ def meta_train(
     )
     place = Workplace(data_dir=data_dir, cache=cache)
     started = time.perf_counter()
-    _simulate(curriculum, place, workers)
+    _simulate(curriculum, place, Workers(n_processes=workers, ray_address=ray_address))
     tasks = _tasks(curriculum, place, draws)
     weights, history = _train(tasks, config, seed)
     weights = _calibrate(weights, curriculum, workers)
     _write(out, curriculum, tasks, weights, history, time.perf_counter() - started)
 
 
-def _simulate(curriculum: Curriculum, place: Workplace, workers: int) -> None:
+def _simulate(curriculum: Curriculum, place: Workplace, workers: Workers) -> None:
     from fl_shield.simulations.episodes.federations import simulate_all
     from fl_shield.simulations.episodes.recordings import simulate_population
 

@@ -16,6 +16,13 @@ Seed = Annotated[int, typer.Option(min=0, help="Root of every random stream.")]
 Cache = Annotated[
     Path, typer.Option(help="What was simulated; an interrupted run goes on from here.")
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="A Ray cluster that simulates instead of processes: local, auto or host:port. Its "
+        "machines must see data and cache under the same paths."
+    ),
+]
 CACHE = Path(".cache/meta")
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from fl_shield.meta import Episode
 from fl_shield.simulations.episodes.cache import key_of, load_episodes, save_episodes
 from fl_shield.simulations.episodes.rounds import FederationSetting, simulate_federation
+from fl_shield.simulations.processes import HERE, Workers, as_done
 
 
 def path_of(setting: FederationSetting, cache: Path) -> Path:
@@ -29,21 +29,17 @@ def simulate(setting: FederationSetting, cache: Path) -> Path:
 
 
 def simulate_all(
-    settings: Sequence[FederationSetting], cache: Path, n_workers: int = 1
+    settings: Sequence[FederationSetting], cache: Path, workers: Workers = HERE
 ) -> Iterator[FederationSetting]:
-    """Simulate what is not cached yet, in processes, and yield each setting as it is done."""
+    """Simulate what is not cached yet, and yield each setting as it is done."""
     waiting = [s for s in settings if not path_of(s, cache).exists()]
     yield from (s for s in settings if path_of(s, cache).exists())
-    if n_workers <= 1:
-        for setting in waiting:
-            simulate(setting, cache)
-            yield setting
-        return
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        pending = {pool.submit(simulate, setting, cache): setting for setting in waiting}
-        for future in as_completed(pending):
-            future.result()
-            yield pending[future]
+    yield from as_done(partial(_simulated, cache=cache), waiting, workers)
+
+
+def _simulated(setting: FederationSetting, cache: Path) -> FederationSetting:
+    simulate(setting, cache)
+    return setting
 
 
 def load_all(settings: Sequence[FederationSetting], cache: Path) -> list[list[Episode]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 from itertools import chain, groupby
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from fl_shield.simulations.episodes.clean_models import Workplace, recipe_of
 from fl_shield.simulations.episodes.population import POOLS, VictimSetting
 from fl_shield.simulations.episodes.recording import Recording, load_recording, save_recording
 from fl_shield.simulations.episodes.victims import simulate_victims
+from fl_shield.simulations.processes import HERE, Workers, as_done
 
 SEQUENCES = "extreme, peak, mean"
 """How sequences are read: change it with :func:`fl_shield.activations.pooled_ways`, and recordings
@@ -61,20 +61,12 @@ def simulate_group(settings: Sequence[VictimSetting], place: Workplace) -> int:
 
 
 def simulate_population(
-    settings: Sequence[VictimSetting], place: Workplace, n_workers: int = 1
+    settings: Sequence[VictimSetting], place: Workplace, workers: Workers = HERE
 ) -> Iterator[int]:
     """Simulate what is not recorded yet; yields numbers of victims done, those on disk first."""
     waiting = [s for s in settings if not recording_path(s, place).exists()]
     yield len(settings) - len(waiting)
-    groups = groups_of(waiting)
-    if n_workers <= 1:
-        for group in groups:
-            yield simulate_group(group, place)
-        return
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(simulate_group, group, place) for group in groups]
-        for future in as_completed(pending):
-            yield future.result()
+    yield from as_done(partial(simulate_group, place=place), groups_of(waiting), workers)
 
 
 def load_population(settings: Sequence[VictimSetting], place: Workplace) -> list[Recording]:

@@ -189,10 +189,10 @@ def _material(evaluation: Evaluation, report: Report) -> tuple[list[Recording], 
     curriculum, place = evaluation.curriculum, evaluation.place
     settings = [*curriculum.victims(), *evaluation.judged()]
     done = 0
-    for n in simulate_population(settings, place, evaluation.n_workers):
+    for n in simulate_population(settings, place, evaluation.workers):
         done += n
         report("training victims", done, len(settings))
     federations = [*curriculum.federations(), *evaluation.judged_federations()]
-    for i, _ in enumerate(simulate_all(federations, evaluation.episodes, evaluation.n_workers)):
+    for i, _ in enumerate(simulate_all(federations, evaluation.episodes, evaluation.workers)):
         report("simulating federations", i + 1, len(federations))
     return load_population(evaluation.judged(), place), _learned_from(evaluation)[0]

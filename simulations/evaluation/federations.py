@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fl_shield.detector import Adapted
 from fl_shield.meta import Episode
@@ -167,8 +168,9 @@ def _judged(
     """AUC, and rejected shares of malicious and benign updates of one round."""
     kind = kind_of(episode)
     known = kind in weights.nulls
-    null = kind if known else next(iter(weights.nulls))
-    adapted = Adapted(weights, episode.support, n_inner_steps, null=null)
+    if not known:  # nothing is promised then: only the order of the scores counts
+        weights = replace(weights, nulls={kind: torch.zeros(1)})
+    adapted = Adapted(weights, episode.support, n_inner_steps, null=kind)
     odds, malicious = adapted.score(episode.query).log_odds, episode.labels == 1
     auc = auroc(episode.labels, odds)
     if not known:

@@ -72,6 +72,10 @@ def write(evaluation: Evaluation, results: Results, out: Path) -> list[Path]:
     return [*files, *_draw(results, out)]
 
 
+HOW = ("place", "n_workers", "ray_address")
+"""Settings that no result follows from."""
+
+
 def described(evaluation: Evaluation, results: Results) -> dict[str, Any]:
     """All tables of an evaluation, as plain numbers."""
     splits = list(results.tables)
@@ -79,7 +83,7 @@ def described(evaluation: Evaluation, results: Results) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "settings": {
-            **{k: v for k, v in evaluation.__dict__.items() if k not in ("place", "n_workers")},
+            **{k: v for k, v in evaluation.__dict__.items() if k not in HOW},
             "pools": evaluation.curriculum.pools(),
         },
         "victims": _counted(results.victims),

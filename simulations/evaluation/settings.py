@@ -18,6 +18,7 @@ from fl_shield.simulations.evaluation.judging import MAIN_SHOTS
 from fl_shield.simulations.evaluation.learning import Training, check_ablations
 from fl_shield.simulations.evaluation.splits import check_axes
 from fl_shield.simulations.meta_training import RECIPE
+from fl_shield.simulations.processes import Workers
 
 Report = Callable[[str, float, float], None]
 """Name of a step, how much is done, and of how much."""
@@ -48,6 +49,9 @@ class Evaluation:
     seed : int
     place : Workplace
     n_workers : int
+        Processes of this machine.
+    ray_address : str, optional
+        A Ray cluster that simulates victims and federations instead.
     """
 
     axes: tuple[str, ...]
@@ -65,6 +69,7 @@ class Evaluation:
     place: Workplace
     n_workers: int
     ablations: tuple[str, ...] = ()
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         check_axes(self.axes)
@@ -97,6 +102,11 @@ class Evaluation:
         """How the weights of every split are trained."""
         config = replace(RECIPE, n_epochs=self.n_epochs)
         return Training(config=config, seed=self.seed, cache=self.place.cache / "weights")
+
+    @property
+    def workers(self) -> Workers:
+        """Who simulates."""
+        return Workers(n_processes=self.n_workers, ray_address=self.ray_address)
 
     @property
     def episodes(self) -> Path:
