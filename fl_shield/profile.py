@@ -62,6 +62,7 @@ def profile(view: View) -> Profiles:
 
     Examples
     --------
+    >>> from fl_shield.columns import COLUMNS
     >>> rng = np.random.default_rng(0)
     >>> clean, odd = rng.normal(size=(20, 6)), rng.normal(size=(2, 6)) + 9
     >>> both = profile(View(name="demo", points=odd, references=clean))
@@ -178,6 +179,7 @@ class Profiler:
 
         Examples
         --------
+        >>> from fl_shield.columns import COLUMNS
         >>> rng = np.random.default_rng(0)
         >>> clean, odd = rng.normal(size=(20, 6)), torch.full((1, 6), 3.0, requires_grad=True)
         >>> view = View(name="demo", points=clean, references=clean)
