@@ -9,10 +9,9 @@ is remembered: what doubt takes away is the deployed shield's margin, not the nu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
-from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ import torch
 from fl_shield.detector import MetaShield
 from fl_shield.policy import Policy
 from fl_shield.simulations.episodes.rounds import Federation, FederationSetting, draw_setting
+from fl_shield.simulations.processes import map_in_processes
 from fl_shield.types import Action, Floats
 from fl_shield.weights import Weights
 
@@ -89,8 +89,4 @@ def calm_null(
     settings: Sequence[FederationSetting], weights: Weights, n_workers: int = 1
 ) -> Iterator[Floats]:
     """Run attack-free federations, in processes, and yield the scores of each in order."""
-    if n_workers <= 1:
-        yield from (calm_scores(setting, weights) for setting in settings)
-        return
-    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(calm_scores, settings, repeat(weights))
+    return map_in_processes(partial(calm_scores, weights=weights), settings, n_workers)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from fl_shield.simulations.episodes.recording import Recording, load_recording
 from fl_shield.simulations.evaluation.figures import adaptive_figure
 from fl_shield.simulations.evaluation.settings import Report
 from fl_shield.simulations.evaluation.study import MIN_ASR, judge_one
+from fl_shield.simulations.processes import Workers, as_done
 from fl_shield.simulations.victims.adaptive import check_penalty
 from fl_shield.simulations.victims.opponents import FOUGHT, OURS, fit_of
 from fl_shield.weights import Weights
@@ -155,16 +155,9 @@ def simulate_adversaries(study: AdaptiveStudy, wanted: Sequence[Adversary]) -> I
     place, weights = study.place, study.weights
     waiting = [a for a in wanted if not adversary_path(a, weights, place).exists()]
     yield len(wanted) - len(waiting)
-    if study.n_workers <= 1:
-        for adversary in waiting:
-            simulate_one(adversary, weights, place)
-            yield 1
-        return
-    with ProcessPoolExecutor(study.n_workers, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(simulate_one, a, weights, place) for a in waiting]
-        for future in as_completed(pending):
-            future.result()
-            yield 1
+    simulate = partial(simulate_one, weights=weights, place=place)
+    for _ in as_done(simulate, waiting, Workers(n_processes=study.n_workers)):
+        yield 1
 
 
 def working_twins(
