@@ -26,7 +26,8 @@ from fl_shield.calibration import (
     task_p_values,
 )
 from fl_shield.errors import NotFittedError
-from fl_shield.meta import Params, adapt_each, verdicts
+from fl_shield.meta import adapt_each
+from fl_shield.network import Params, verdicts
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.stages import find_stages
 from fl_shield.types import Flags, Floats, View

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fl_shield.activations import Activations
 from fl_shield.errors import GuardError, ShieldError
 from fl_shield.judge import Judge, Promised
+from fl_shield.tensor_file import UNREADABLE, read_tensors
 from fl_shield.types import Floats
 from fl_shield.weights import Weights, below
 
@@ -106,10 +106,8 @@ def read(path: Path | str) -> Saved:
         Where the file is missing, damaged or of another format.
     """
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = read_tensors(path)
+    except UNREADABLE as error:
         raise GuardError(
             f"{path} is not a readable guard ({error}); give a file that Guard.save wrote"
         ) from error

@@ -12,27 +12,22 @@ References
 .. [2] A. Frikha et al., "Few-shot one-class classification via meta-learning" (OC-MAML),
    AAAI 2021, arXiv 2007.04146: one-class inner loop, balanced outer loop.
 .. [3] Z. Li et al., "Meta-SGD", arXiv 1707.09835: learned inner rates.
-.. [4] M. Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: weights
-   before and after fine-tuning, averaged, hold where data shift. Here the outputs are averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fl_shield.network import Params, log_odds
 from fl_shield.rng import torch_generator
 from fl_shield.types import Floats, Ints, Representation
 
-Params = Mapping[str, Tensor]
-
 RATE_PREFIX = "rate."
-
-_ABSENT = 100.0  # beyond any standardised column, so that padding is never the largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +55,8 @@ class MetaConfig:
         :mod:`fl_shield.conditioning`.
     ensemble : bool
         Whether a verdict on inputs is the mean of the log-odds before and after adaptation, see
-        :func:`verdicts`. Updates are judged after adaptation: only the round can tell what is
-        usual among its clients. Training is the same.
+        :func:`fl_shield.network.verdicts`. Updates are judged after adaptation: only the round can
+        tell what is usual among its clients. Training is the same.
     """
 
     n_hidden: int = 32
@@ -135,69 +130,6 @@ def initial_params(
     return params | {RATE_PREFIX + name: torch.tensor(rate) for name in params}
 
 
-def contributions(params: Params, profiles: Tensor, present: Tensor) -> Tensor:
-    """Log-odds that each view adds to its point's score, shape (n, V).
-
-    A two-layer MLP reads a view's profile beside the mean and the maximum of the point's
-    profiles over all its views (a strange head means more where all else is ordinary), and gives
-    the view its evidence; attention over the views that are present weighs it, so that a point's
-    log-odds are the plain sum of its row.
-
-    Parameters
-    ----------
-    params : mapping
-        ``w1`` (n_columns, h), ``w_mean`` and ``w_max`` likewise, ``b1, w2, attention`` (h,),
-        ``b2`` ().
-    profiles : (n, V, n_columns) tensor
-    present : (V,) tensor
-        1 where the view exists, 0 where it pads.
-    """
-    mask = present[None, :, None]
-    mean = (profiles * mask).sum(1) / present.sum().clamp_min(1)
-    largest = (profiles * mask - _ABSENT * (1 - mask)).amax(1)
-    context = mean @ params["w_mean"] + largest @ params["w_max"] + params["b1"]
-    own = (profiles.flatten(0, 1) @ params["w1"]).view(*profiles.shape[:2], len(params["b1"]))
-    hidden = torch.nn.functional.gelu(own + context[:, None]).flatten(0, 1)
-    evidence = torch.mv(hidden, params["w2"]).view(profiles.shape[:2]) + params["b2"]
-    attention = torch.mv(hidden, params["attention"]).view(profiles.shape[:2])
-    attention = attention + torch.log(present + 1e-12)
-    return torch.softmax(attention, dim=1) * evidence
-
-
-def log_odds(params: Params, profiles: Tensor, present: Tensor) -> Tensor:
-    """Log-odds that each point is backdoored, shape (n,)."""
-    return contributions(params, profiles, present).sum(1)
-
-
-def verdicts(adapted: Params, initial: Params | None, profiles: Tensor, present: Tensor) -> Tensor:
-    """Contributions (n, V) of adapted parameters, or their mean with those of initial ones.
-
-    A few clean inputs tell what is usual in a model, and a step that follows them too far forgets
-    what was meta-learned. The mean of both verdicts is seldom worse than the better one [4]_.
-
-    Parameters
-    ----------
-    adapted : mapping
-        See :func:`contributions`.
-    initial : mapping, optional
-        The parameters before adaptation; None takes the adapted ones alone.
-    profiles : (n, V, n_columns) tensor
-    present : (V,) tensor
-
-    Examples
-    --------
-    >>> params = initial_params(4, MetaConfig(), np.random.default_rng(0))
-    >>> points, both = torch.ones(3, 2, 4), torch.ones(2)
-    >>> alone = verdicts(params, None, points, both)
-    >>> bool(torch.equal(verdicts(params, params, points, both), alone))
-    True
-    """
-    parts = contributions(adapted, profiles, present)
-    if initial is None:
-        return parts
-    return (parts + contributions(initial, profiles, present)) / 2
-
-
 def inner_loss(params: Params, support: Tensor, present: Tensor, weights: Tensor) -> Tensor:
     """Mean cross-entropy of clean references against "clean": low when their scores are low."""
     losses = torch.nn.functional.softplus(log_odds(params, support, present))
@@ -234,7 +166,7 @@ def adapt_each(
     Parameters
     ----------
     params : mapping
-        See :func:`contributions`, with one rate a tensor.
+        See :func:`fl_shield.network.contributions`, with one rate a tensor.
     support : (m, V, n_columns) tensor
     present : (V,) tensor
     weights : (k, m) tensor

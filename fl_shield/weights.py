@@ -10,17 +10,18 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fl_shield.columns import COLUMNS
 from fl_shield.conditioning import Habits, beside_each_other
 from fl_shield.errors import ShieldError
-from fl_shield.meta import MetaConfig, Params, initial_params
+from fl_shield.meta import MetaConfig, initial_params
+from fl_shield.network import Params
 from fl_shield.pca import N_COORDINATES
 from fl_shield.profile import Profiles
 from fl_shield.representation import REPRESENTATIONS
+from fl_shield.tensor_file import UNREADABLE, read_tensors
 from fl_shield.types import Floats, View
 
 FORMAT = "fl_shield.metashield/2"
@@ -131,10 +132,8 @@ class Weights:
     def load(cls, path: Path | str) -> Self:
         """Read a safetensors file that :meth:`save` wrote."""
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            tensors, metadata = read_tensors(path)
+        except UNREADABLE as error:
             raise ShieldError(
                 f"{path} is not a readable detector ({error}); "
                 "give a file that MetaShield.save or fl-shield meta-train wrote"

@@ -22,14 +22,15 @@ TREES = {
 # The order inside the core: a part imports its own row and the rows before it.
 CORE_ROWS = (
     ("fl_shield", "types", "errors", "pretrained"),
-    ("rng", "geometry", "live", "conditioning", "stages"),
+    ("rng", "geometry", "live", "conditioning", "stages", "tensor_file"),
     ("leave_one_out", "frame", "standing", "columns"),
     ("profile", "training", "metrics", "suspects", "fingerprint"),
     ("pca", "calibration", "signature", "updates", "triggers"),
     ("head",),
     ("activations",),
     ("representation",),
-    ("meta", "attacks", "detectors", "aggregators", "probes"),
+    ("network", "attacks", "detectors", "aggregators", "probes"),
+    ("meta",),
     ("weights",),
     ("detector",),
     ("witness", "judge"),

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fl_shield.detector import Adapted
-from fl_shield.meta import adapt, contributions
+from fl_shield.meta import adapt
+from fl_shield.network import contributions
 from fl_shield.types import Floats
 from fl_shield.weights import Weights
 

@@ -16,18 +16,16 @@ from fl_shield.meta import (
     Batch,
     Episode,
     MetaConfig,
-    Params,
     adapt,
     adapt_each,
     balanced_loss,
-    contributions,
     draw_batch,
     initial_params,
     inner_loss,
-    log_odds,
     meta_train,
     outer_loss,
 )
+from fl_shield.network import Params, contributions, log_odds
 
 COLUMNS = 5
 TINY = MetaConfig(n_hidden=3, n_inner_steps=1, inner_lr=0.4, n_support=6, n_query=8, dropout=0.0)
