@@ -21,7 +21,7 @@ from fl_shield.errors import ShieldError
 from fl_shield.strategies.nesting import nested
 from fl_shield.strategies.records import from_record, to_record
 from fl_shield.strategies.shield import ShieldedStrategy
-from fl_shield.strategies.weights import HISTORY
+from fl_shield.strategies.votes import HISTORY
 from fl_shield.types import Arrays
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]

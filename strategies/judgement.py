@@ -11,7 +11,7 @@ from flwr.app import Message, MetricRecordValues
 from fl_shield.policy import FAINTEST_VOTE, Decision, Policy
 from fl_shield.strategies.intake import Accepted, Refused
 from fl_shield.strategies.records import CheckedReply, ReplyLimits, rebuilt_content, scaled_towards
-from fl_shield.strategies.weights import WeightCap, agree_on_metrics, outgrown
+from fl_shield.strategies.votes import WeightCap, agree_on_metrics, outgrown
 from fl_shield.types import (
     Action,
     Arrays,

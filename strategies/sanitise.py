@@ -26,7 +26,7 @@ from fl_shield.strategies.records import (
 )
 from fl_shield.strategies.reports import REPORT_KEY
 from fl_shield.strategies.shield import ShieldedStrategy
-from fl_shield.strategies.weights import agree_on_metrics
+from fl_shield.strategies.votes import agree_on_metrics
 from fl_shield.types import Arrays
 
 

@@ -38,7 +38,7 @@ from fl_shield.strategies.records import (
     quoted,
     restored_record,
 )
-from fl_shield.strategies.weights import WeightCap
+from fl_shield.strategies.votes import WeightCap
 from fl_shield.types import (
     Arrays,
     AuditSink,

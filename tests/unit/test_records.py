@@ -19,7 +19,7 @@ from fl_shield.strategies.records import (
     restored_record,
     scaled_towards,
 )
-from fl_shield.strategies.weights import WeightCap, agree_on_metrics, outgrown
+from fl_shield.strategies.votes import WeightCap, agree_on_metrics, outgrown
 
 REFERENCE: dict[str, NDArray[Any]] = {
     "w": np.zeros((2, 3), np.float32),
