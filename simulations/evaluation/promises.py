@@ -27,7 +27,7 @@ not clean either, so no budget was promised for them."""
 
 EACH_ONCE = "left-out data sets, each counted once"
 """The same victims as :data:`DATA_SETS`, as one number a data set: data sets are what null
-distributions are taken across and what is drawn anew, and some have five times as many victims."""
+distributions are taken across and what is drawn anew, and some have twice as many victims."""
 
 GROUPS = (HELD_OUT, ALL, DATA_SETS, HARMLESS)
 
