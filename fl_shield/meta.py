@@ -17,7 +17,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fl_shield.network import Params, log_odds
 from fl_shield.rng import torch_generator
-from fl_shield.types import Floats, Ints, Representation
+from fl_shield.types import Flags, Floats, Ints, Representation
 
 RATE_PREFIX = "rate."
 
@@ -57,6 +57,9 @@ class MetaConfig:
         Whether a verdict on inputs is the mean of the log-odds before and after adaptation, see
         :func:`fl_shield.network.verdicts`. Updates are judged after adaptation: only the round can
         tell what is usual among its clients. Training is the same.
+    view_dropout : float
+        Share of views that are left out at random of an episode, at least one stays: a detector
+        that can do without any one layer asks less of networks that it has never seen.
     """
 
     n_hidden: int = 32
@@ -73,6 +76,7 @@ class MetaConfig:
     representation: Representation = "profile"
     conditioned: bool = False
     ensemble: bool = False
+    view_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n_hidden", "n_epochs", "batch_size", "n_support", "n_query"):
@@ -80,8 +84,9 @@ class MetaConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.n_inner_steps < 0:
             raise ValueError(f"n_inner_steps must be >= 0, got {self.n_inner_steps}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "view_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +268,7 @@ def draw_batch(episodes: Sequence[Episode], config: MetaConfig, rng: np.random.G
     for i, episode in enumerate(episodes):
         columns = np.asarray(rng.random(n_columns) >= config.dropout, dtype=np.float32)
         views = episode.query.shape[1]
-        present[i, :views] = 1
+        present[i, :views] = _kept_views(views, config.view_dropout, rng)
         rows = _draw(np.arange(len(episode.support)), config.n_support, rng)
         support[i, : len(rows), :views] = episode.support[rows] * columns
         support_weights[i, : len(rows)] = 1
@@ -273,6 +278,12 @@ def draw_batch(episodes: Sequence[Episode], config: MetaConfig, rng: np.random.G
         labels[i, : len(picked)] = episode.labels[picked]
     tensors = (support, support_weights, query, query_weights, labels, present)
     return Batch(*map(torch.from_numpy, tensors))
+
+
+def _kept_views(n: int, dropout: float, rng: np.random.Generator) -> Flags:
+    """Which of n views an episode shows this time: all of them where none would be left, (n,)."""
+    kept: Flags = rng.random(n) >= dropout
+    return kept if kept.any() else ~kept
 
 
 def _draw(index: Ints, n: int, rng: np.random.Generator) -> Ints:
@@ -334,4 +345,4 @@ def meta_train(
 
 
 def _without_dropout(config: MetaConfig) -> MetaConfig:
-    return MetaConfig(**{**config.__dict__, "dropout": 0.0})
+    return replace(config, dropout=0.0, view_dropout=0.0)

@@ -22,7 +22,9 @@ HOLD_OUT = 6
 MOST_TURNS, FAMILY_TURNS = 3, 4
 """How often an episode of a rare domain, and of a rare family, may come in one epoch."""
 
-RECIPE = MetaConfig(batch_size=32, outer_lr=5e-3, dropout=0.1, n_epochs=12, ensemble=True)
+RECIPE = MetaConfig(
+    batch_size=32, outer_lr=5e-3, dropout=0.1, n_epochs=12, ensemble=True, view_dropout=0.5
+)
 """How weights are meta-trained unless told otherwise."""
 
 

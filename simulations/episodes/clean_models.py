@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,7 +18,16 @@ from fl_shield.simulations.victims.stacked import train_stacked
 from fl_shield.simulations.victims.zoo import build_victim
 
 _FIRST_SEED = 900_000
+
+ON_GPU = 16
+"""Networks that a GPU trains together, at least."""
+
 WEIGHT_DECAY = 0.02
+
+
+def training_device() -> str:
+    """Name the device that victims train on: a GPU where this process sees one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +44,7 @@ class Recipe:
         Highest rate of the schedule of each.
     batch_size : int
     n_stacked : int
-        Networks that are trained together.
+        Networks that a processor trains together; see :attr:`n_together`.
     half : bool
         Whether networks that train alone multiply in bfloat16.
     n_clean, n_clean_steps : int
@@ -52,6 +62,13 @@ class Recipe:
     n_clean: int = 2
     n_clean_steps: int = 500
 
+    @property
+    def n_together(self) -> int:
+        """Networks that are trained together here: a GPU is kept busy by many only."""
+        return self.n_stacked if training_device() == "cpu" else max(self.n_stacked, ON_GPU)
+
+
+_CHARACTERS = Recipe(n_train=20_000, n_steps=1500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3)
 
 RECIPES: Mapping[str, Recipe] = {
     "image": Recipe(
@@ -76,21 +93,28 @@ RECIPES: Mapping[str, Recipe] = {
         n_clean_steps=600,
     ),
     "text": Recipe(n_train=16_000, n_steps=700, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
-    "shakespeare": Recipe(n_train=20_000, n_steps=1500, n_warm_steps=120, lr=5e-3, warm_lr=2e-3),
-    "state": Recipe(n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3),
+    "shakespeare": _CHARACTERS,
+    "shakespeare/transformer": replace(_CHARACTERS, lr=2e-3),
+    "state": Recipe(
+        n_train=6000, n_steps=800, n_warm_steps=200, lr=5e-3, warm_lr=1e-3, n_stacked=32
+    ),
 }
-"""By kind of input, or by data set where one is unlike the others of its kind."""
+"""By kind of input, by data set where one is unlike the others of its kind, and by data set and
+network where that is: transformers over characters diverge at the rate of the others."""
 
 
-def recipe_of(pool: str, kind: str) -> Recipe:
-    """How networks of a data set are trained.
+def recipe_of(pool: str, kind: str, architecture: str) -> Recipe:
+    """How a kind of network is trained on a data set.
 
     Examples
     --------
-    >>> recipe_of("digits", "image").n_stacked > recipe_of("cifar10", "image").n_stacked
+    >>> recipe_of("digits", "image", "cnn") == recipe_of("cifar10", "image", "cnn")
+    False
+    >>> slow, fast = (recipe_of("shakespeare", "text", name) for name in ("transformer", "gru"))
+    >>> slow.lr < fast.lr
     True
     """
-    return RECIPES.get(pool, RECIPES[kind])
+    return RECIPES.get(f"{pool}/{architecture}") or RECIPES.get(pool) or RECIPES[kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +154,7 @@ def clean_model(pool: Pool, architecture: str, which: int, place: Workplace) -> 
     if path.exists():
         model.load_state_dict(load_file(str(path)))
         return model
-    recipe = recipe_of(pool.name, pool.kind)
+    recipe = recipe_of(pool.name, pool.kind, architecture)
     train_stacked(
         [model],
         [pool.train],
@@ -140,6 +164,7 @@ def clean_model(pool: Pool, architecture: str, which: int, place: Workplace) -> 
         lr=recipe.lr,
         weight_decay=WEIGHT_DECAY,
         half=recipe.half,
+        device=training_device(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".part{os.getpid()}")

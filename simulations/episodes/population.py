@@ -74,7 +74,7 @@ def _pictures(n_classes: int) -> PoolFacts:
         n_classes=n_classes,
         warm_share=0.2,
         architectures=_QUICK_TO_LEARN,
-        share=7 / 6,
+        share=7 / 3,
         files=True,
         n_backdoors=4,
     )
@@ -101,6 +101,7 @@ def _control(n_classes: int) -> PoolFacts:
         warm_share=0.0,
         architectures=ARCHITECTURES["state"],
         share=2.0,
+        n_backdoors=2,
     )
 
 
@@ -109,14 +110,14 @@ def _embedded(facts: PoolFacts, share: float) -> PoolFacts:
 
 
 POOLS: Mapping[str, PoolFacts] = {
-    "digits": _embedded(_pictures(10), share=7 / 3),
+    "digits": _embedded(_pictures(10), share=14 / 3),
     "glyphs": _embedded(_pictures(62), share=7 / 6),
     "femnist": _pictures(62),
     "cifar10": _pictures(10),
     "gtsrb": _pictures(43),
     "tiny-imagenet": _pictures(20),
-    "ag-news": _texts(4, 2.0),
-    "sst2": _texts(2, 2.0),
+    "ag-news": _texts(4, 4.0),
+    "sst2": _texts(2, 4.0),
     "shakespeare": _texts(80, 1.0),
     "roles": _texts(80, 1.0, files=False),
     "cartpole": _control(2),

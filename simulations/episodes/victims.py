@@ -24,6 +24,7 @@ from fl_shield.simulations.episodes.clean_models import (
     Workplace,
     pool_of,
     recipe_of,
+    training_device,
 )
 from fl_shield.simulations.episodes.planting import Victim, plant
 from fl_shield.simulations.episodes.population import VictimSetting
@@ -58,7 +59,8 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     place : Workplace
     """
     pool = pool_of(settings[0].pool, place)
-    recipe, warm = recipe_of(pool.name, pool.kind), settings[0].start == "warm"
+    recipe = recipe_of(pool.name, pool.kind, settings[0].architecture)
+    warm = settings[0].start == "warm"
     networks = dict.fromkeys(setting.network() for setting in settings)
     planted = [plant(network, pool, place) for network in networks]
     firsts = [victims[0] for victims in planted]
@@ -71,6 +73,7 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
         lr=recipe.warm_lr if warm else recipe.lr,
         weight_decay=WEIGHT_DECAY,
         half=recipe.half,
+        device=training_device(),
     )
     trained = {victim.setting: victim for victims in planted for victim in victims}
     return [trained[setting] for setting in settings]

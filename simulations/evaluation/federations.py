@@ -168,7 +168,8 @@ def _judged(
     """AUC, and rejected shares of malicious and benign updates of one round."""
     kind = kind_of(episode)
     known = kind in weights.nulls
-    if not known:  # nothing is promised then: only the order of the scores counts
+    if not known:  # judged as inputs are; nothing is promised, only the order of scores counts
+        kind = "inputs"
         weights = replace(weights, nulls={kind: torch.zeros(1)})
     adapted = Adapted(weights, episode.support, n_inner_steps, null=kind)
     odds, malicious = adapted.score(episode.query).log_odds, episode.labels == 1

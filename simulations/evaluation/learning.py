@@ -60,6 +60,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "conditioned": {"conditioned": True},
     "no-ensemble": {"ensemble": False},
     "no-dropout": {"dropout": 0.0},
+    "no-view-dropout": {"view_dropout": 0.0},
     "hidden-16": {"n_hidden": 16},
     "hidden-64": {"n_hidden": 64},
 }

@@ -55,18 +55,18 @@ def train_single(
     home, own_type = first.device, first.dtype
     layout = torch.channels_last if samples.x.ndim == 4 else torch.contiguous_format
     model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-    x, y = torch.from_numpy(samples.x), torch.from_numpy(samples.y)
+    x, y = torch.from_numpy(samples.x).to(device), torch.from_numpy(samples.y).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
     feed = batches(len(samples), batch_size, torch_generator(rng))
     in_half = half and not _normalises(model)
     for _ in range(n_steps):
-        index = next(feed)
-        shown = x[index].to(device).contiguous(memory_format=layout)
+        index = next(feed).to(device)
+        shown = x[index].contiguous(memory_format=layout)
         optimiser.zero_grad()
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=in_half):
             found = model(shown)
-        loss = nn.functional.cross_entropy(found.to(own_type), y[index].to(device))
+        loss = nn.functional.cross_entropy(found.to(own_type), y[index])
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()

@@ -80,7 +80,7 @@ def train_stacked(
     skeleton = copy.deepcopy(models[0]).to("meta").train()
     optimiser = torch.optim.AdamW(live.values(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps)
-    feed = _Feed(samples, rngs, batch_size)
+    feed = _Feed(samples, rngs, batch_size, device)
 
     def logits(params: dict[str, Tensor], state: dict[str, Tensor], x: Tensor) -> Tensor:
         out: Tensor = functional_call(skeleton, (params, state), (x,))
@@ -88,7 +88,7 @@ def train_stacked(
 
     together = vmap(logits, in_dims=(0, 0, 0))
     for _ in range(n_steps):
-        x, y = (part.to(device) for part in feed.draw())
+        x, y = feed.draw()
         optimiser.zero_grad()
         found = together(live, fixed, x)
         loss = nn.functional.cross_entropy(found.flatten(0, 1), y.flatten()) * len(models)
@@ -102,10 +102,14 @@ class _Feed:
     """Batches of each network's examples, without end: (k, batch, ...) and (k, batch)."""
 
     def __init__(
-        self, samples: Sequence[Samples], rngs: Sequence[np.random.Generator], batch_size: int
+        self,
+        samples: Sequence[Samples],
+        rngs: Sequence[np.random.Generator],
+        batch_size: int,
+        device: str,
     ) -> None:
-        self._x = torch.cat([torch.from_numpy(s.x) for s in samples])
-        self._y = torch.cat([torch.from_numpy(s.y) for s in samples])
+        self._x = torch.cat([torch.from_numpy(s.x) for s in samples]).to(device)
+        self._y = torch.cat([torch.from_numpy(s.y) for s in samples]).to(device)
         self._starts = np.cumsum([0, *(len(s) for s in samples[:-1])]).tolist()
         self._batches = [
             batches(len(s), batch_size, torch_generator(rng))
@@ -114,7 +118,7 @@ class _Feed:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         drawn = zip(self._batches, self._starts, strict=True)
-        index = torch.stack([next(own) + start for own, start in drawn])
+        index = torch.stack([next(own) + start for own, start in drawn]).to(self._y.device)
         return self._x[index], self._y[index]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,6 +265,27 @@ def test_groups_are_alike_and_of_the_recipes_size(place: Workplace) -> None:
     pools = [group[0].pool for group in groups]
     assert pools == sorted(pools)  # one data set after the other
     assert groups_of([]) == []
+
+
+def test_a_gpu_that_is_there_trains_many_together(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def noted(*_: Any, device: str, **__: Any) -> None:
+        asked.append(device)
+
+    settings = [_setting("cartpole", seed) for seed in range(5)]
+    monkeypatch.setattr(victims_module, "train_stacked", noted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [len(group) for group in groups_of(settings)] == [5]
+    names = [recording_path(s, place).name for s in settings]
+    train_victims(settings[:2], place)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [len(group) for group in groups_of(settings)] == [2, 2, 1]
+    assert names == [recording_path(s, place).name for s in settings]  # found wherever it was made
+    train_victims(settings[:2], place)
+    assert asked == ["cuda", "cpu"]
 
 
 def test_nothing_is_simulated_twice(

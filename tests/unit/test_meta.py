@@ -279,6 +279,17 @@ def test_a_draw_is_balanced_and_masks_columns_of_support_and_query_alike() -> No
     assert 0 < int(gone.sum()) < COLUMNS
 
 
+def test_a_draw_leaves_out_views_of_its_episode_and_never_all() -> None:
+    episodes = [_episode(i, views=4) for i in range(150)] + [_episode(0, views=1)] * 50
+    batch = draw_batch(episodes, replace(TINY, view_dropout=0.5), np.random.default_rng(0))
+    kept = batch.present.sum(1)
+    assert float(kept.min()) == 1
+    assert abs(float(kept[:150].mean()) - 2.0) < 0.3
+    assert kept[150:].eq(1).all() and not batch.present[150:, 1:].any()
+    whole = draw_batch(episodes, TINY, np.random.default_rng(0))
+    assert whole.present.sum(1).tolist() == [4.0] * 150 + [1.0] * 50
+
+
 def test_negatives_fill_up_where_positives_lack() -> None:
     episode = replace(_episode(0), labels=np.zeros(8, np.int64))
     batch = draw_batch([episode], TINY, np.random.default_rng(0))
@@ -328,7 +339,13 @@ def test_meta_training_leaves_its_start_untouched() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"n_hidden": 0}, {"n_inner_steps": -1}, {"dropout": 1.0}, {"n_query": 0}, {"batch_size": 0}],
+    [
+        {"n_hidden": 0},
+        {"n_inner_steps": -1},
+        {"dropout": 1.0},
+        {"view_dropout": -0.1},
+        {"n_query": 0},
+    ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):

@@ -54,10 +54,22 @@ def _alone(model: nn.Module, samples: Samples, rng: np.random.Generator) -> None
         schedule.step()
 
 
-def _train(models: Sequence[nn.Module], samples: Sequence[Samples], first: int = 0) -> None:
+def _train(
+    models: Sequence[nn.Module],
+    samples: Sequence[Samples],
+    first: int = 0,
+    device: str = "cpu",
+) -> None:
     rngs = [keyed(7, first + i) for i in range(len(models))]
     train_stacked(
-        models, samples, rngs, n_steps=N_STEPS, batch_size=BATCH, lr=LR, weight_decay=DECAY
+        models,
+        samples,
+        rngs,
+        n_steps=N_STEPS,
+        batch_size=BATCH,
+        lr=LR,
+        weight_decay=DECAY,
+        device=device,
     )
 
 
@@ -72,20 +84,20 @@ def _close(one: nn.Module, other: nn.Module) -> None:
         assert float((a - b).detach().abs().max()) < 1e-9, name
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("mlp", "image"),
-        ("cnn", "image"),
-        ("resnet", "image"),
-        ("vit", "image"),
-        ("text-cnn", "text"),
-        ("gru", "text"),
-        ("transformer", "text"),
-        ("policy-mlp", "state"),
-        ("policy-tanh", "state"),
-    ],
-)
+NETWORKS = [
+    ("mlp", "image"),
+    ("cnn", "image"),
+    ("resnet", "image"),
+    ("vit", "image"),
+    ("text-cnn", "text"),
+    ("gru", "text"),
+    ("transformer", "text"),
+    ("policy-mlp", "state"),
+    ("policy-tanh", "state"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), NETWORKS)
 def test_each_of_a_stack_learns_what_it_learns_alone(name: str, kind: str) -> None:
     samples = [_samples(n, kind, seed=n) for n in (40, 23, 9)]  # also fewer than two batches
     stacked = _models(name, samples[0], 3)
@@ -107,6 +119,22 @@ def test_one_network_takes_another_path_to_the_same_end(name: str, kind: str) ->
     for i, model in enumerate(apart):
         _train([model], [samples[i]], first=i)
         _close(model, together[i])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(("name", "kind"), NETWORKS)
+def test_a_gpu_trains_what_a_processor_trains(name: str, kind: str, n: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    samples = [_samples(20, kind, i) for i in range(n)]
+    here = _models(name, samples[0], n)
+    there = [copy.deepcopy(model) for model in here]
+    _train(here, samples)
+    _train(there, samples, device="cuda")
+    for one, other in zip(here, there, strict=True):
+        assert all(p.device.type == "cpu" and p.is_contiguous() for p in other.parameters())
+        _close(one, other)
 
 
 def test_a_network_does_not_depend_on_its_neighbours() -> None:
