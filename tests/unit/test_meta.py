@@ -285,7 +285,8 @@ def test_a_draw_leaves_out_views_of_its_episode_and_never_all() -> None:
     kept = batch.present.sum(1)
     assert float(kept.min()) == 1
     assert abs(float(kept[:150].mean()) - 2.0) < 0.3
-    assert kept[150:].eq(1).all() and not batch.present[150:, 1:].any()
+    assert kept[150:].eq(1).all()
+    assert not batch.present[150:, 1:].any()
     whole = draw_batch(episodes, TINY, np.random.default_rng(0))
     assert whole.present.sum(1).tolist() == [4.0] * 150 + [1.0] * 50
 
