@@ -27,7 +27,7 @@ from fl_shield.profile import MIN_REFERENCES, Profiles
 from fl_shield.rng import keyed
 from fl_shield.stages import find_layers
 from fl_shield.suspects import Suspects, kinship_evidence
-from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
+from fl_shield.training import get_arrays, set_arrays, train
 from fl_shield.types import (
     ActivationReport,
     Arrays,
@@ -35,6 +35,7 @@ from fl_shield.types import (
     Floats,
     Inspection,
     Samples,
+    TrainingConfig,
 )
 from fl_shield.updates import (
     Sketch,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,34 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.rng import torch_generator
-from fl_shield.types import Arrays, Samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How a client trains on its own examples.
-
-    Examples
-    --------
-    >>> TrainingConfig(n_epochs=2, lr=0.1).batch_size
-    32
-    """
-
-    n_epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    """Largest gradient norm of one step; 0 = no clipping."""
-
-    def __post_init__(self) -> None:
-        if self.n_epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"n_epochs and batch_size must be >= 1, got {self.n_epochs} and {self.batch_size}"
-            )
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr must be > 0, got {self.lr}")
+from fl_shield.types import Arrays, Samples, TrainingConfig
 
 
 def get_arrays(model: nn.Module) -> dict[str, NDArray[Any]]:

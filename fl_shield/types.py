@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import nn
 
-    from fl_shield.training import TrainingConfig
-
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Flags = NDArray[np.bool_]
@@ -293,6 +291,33 @@ class Attack(Protocol):
     def __call__(self, context: AttackContext) -> dict[str, NDArray[Any]]:
         """Return the arrays to upload: names, shapes and dtypes of the global model."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a client trains on its own examples.
+
+    Examples
+    --------
+    >>> TrainingConfig(n_epochs=2, lr=0.1).batch_size
+    32
+    """
+
+    n_epochs: int = 1
+    batch_size: int = 32
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    """Largest gradient norm of one step; 0 = no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.n_epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"n_epochs and batch_size must be >= 1, got {self.n_epochs} and {self.batch_size}"
+            )
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be > 0, got {self.lr}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from fl_shield.policy import MODES, Mode
 from fl_shield.rng import keyed
 from fl_shield.simulations.datasets import DATASETS, DEFAULT_CLIENTS
 from fl_shield.simulations.victims import MODELS, default_model, default_training
-from fl_shield.training import TrainingConfig
 from fl_shield.triggers import TRIGGERS
+from fl_shield.types import TrainingConfig
 from fl_shield.weights import PRETRAINED, Purpose
 
 Defense = Literal["none", "multikrum", "shield"]

@@ -21,9 +21,18 @@ from fl_shield.meta import Episode, MetaConfig
 from fl_shield.rng import keyed
 from fl_shield.simulations.datasets import FederatedData, load
 from fl_shield.simulations.victims import build_model
-from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
+from fl_shield.training import get_arrays, set_arrays, train
 from fl_shield.triggers import IMAGE_FAMILIES, draw_trigger
-from fl_shield.types import Arrays, Attack, AttackContext, Ints, Representation, Samples, Trigger
+from fl_shield.types import (
+    Arrays,
+    Attack,
+    AttackContext,
+    Ints,
+    Representation,
+    Samples,
+    TrainingConfig,
+    Trigger,
+)
 from fl_shield.weights import blank_weights
 
 ATTACK_NAMES = ("badnets", "model_replacement", "norm_clipped", "sign_flip", "lp")

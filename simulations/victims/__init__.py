@@ -18,7 +18,7 @@ from fl_shield.simulations.victims.vision import (
     leaf_cnn,
     small_cnn,
 )
-from fl_shield.training import TrainingConfig
+from fl_shield.types import TrainingConfig
 
 __all__ = ["MODELS", "Victim", "build_model", "default_model", "default_training"]
 

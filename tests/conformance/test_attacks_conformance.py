@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fl_shield.attacks import ATTACKS
-from fl_shield.training import TrainingConfig, get_arrays
+from fl_shield.training import get_arrays
 from fl_shield.triggers import default_trigger
-from fl_shield.types import Attack, AttackContext, Samples
+from fl_shield.types import Attack, AttackContext, Samples, TrainingConfig
 
 
 class _NextToken(nn.Module):

@@ -22,9 +22,9 @@ from fl_shield.attacks import (
 )
 from fl_shield.attacks.arithmetic import average, update_norm
 from fl_shield.attacks.norm_clipped import honest_norm
-from fl_shield.training import TrainingConfig, accuracy, get_arrays, set_arrays, train
+from fl_shield.training import accuracy, get_arrays, set_arrays, train
 from fl_shield.triggers import default_trigger
-from fl_shield.types import Arrays, Attack, AttackContext, Samples
+from fl_shield.types import Arrays, Attack, AttackContext, Samples, TrainingConfig
 
 N_CLIENTS = 8
 TARGET = 0

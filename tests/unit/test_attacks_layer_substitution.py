@@ -12,9 +12,9 @@ from torch import nn
 
 from fl_shield.attacks import layer_substitution_analysis, poison
 from fl_shield.attacks.success import backdoor_success, stamped_others
-from fl_shield.training import TrainingConfig, get_arrays, set_arrays, train
+from fl_shield.training import get_arrays, set_arrays, train
 from fl_shield.triggers import default_trigger
-from fl_shield.types import Arrays, Samples
+from fl_shield.types import Arrays, Samples, TrainingConfig
 
 LAYERS = [f"layer{i}" for i in range(6)]
 

@@ -15,9 +15,9 @@ from fl_shield.attacks.arithmetic import average
 from fl_shield.attacks.local import train_local, train_peers
 from fl_shield.attacks.lp import last_dense_layer
 from fl_shield.attacks.poisoning import poison
-from fl_shield.training import TrainingConfig, get_arrays, set_arrays
+from fl_shield.training import get_arrays, set_arrays
 from fl_shield.triggers import default_trigger
-from fl_shield.types import Arrays, AttackContext, Samples
+from fl_shield.types import Arrays, AttackContext, Samples, TrainingConfig
 
 TARGET = 0
 HEAD = ["5.weight", "5.bias"]

@@ -34,7 +34,7 @@ from fl_shield.simulations.episodes.rounds import (
     partial_clients,
     simulate_federation,
 )
-from fl_shield.training import TrainingConfig
+from fl_shield.types import TrainingConfig
 from fl_shield.weights import Weights
 
 FEDERATION = FederationSetting(

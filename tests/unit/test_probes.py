@@ -22,9 +22,9 @@ from fl_shield.probes import (
 from fl_shield.simulations.datasets import load
 from fl_shield.simulations.victims import build_model
 from fl_shield.simulations.victims.text import SmallLSTM
-from fl_shield.training import TrainingConfig, get_arrays, logits_of, set_arrays, train
+from fl_shield.training import get_arrays, logits_of, set_arrays, train
 from fl_shield.triggers import draw_trigger
-from fl_shield.types import Arrays, Samples
+from fl_shield.types import Arrays, Samples, TrainingConfig
 
 
 @pytest.mark.parametrize(

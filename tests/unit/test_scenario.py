@@ -16,7 +16,7 @@ from fl_shield.simulations.scenario import (
     settings_from,
     stream,
 )
-from fl_shield.training import TrainingConfig
+from fl_shield.types import TrainingConfig
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from fl_shield.training import (
-    TrainingConfig,
     accuracy,
     get_arrays,
     logits_of,
     set_arrays,
     train,
 )
-from fl_shield.types import Samples
+from fl_shield.types import Samples, TrainingConfig
 
 
 def rng() -> np.random.Generator:
