@@ -26,7 +26,8 @@ from rich.table import Table
 
 from fl_shield.simulations.episodes.clean_models import Workplace, pool_of
 from fl_shield.simulations.episodes.planting import Victim
-from fl_shield.simulations.episodes.population import POOLS, VictimSetting, training_victims
+from fl_shield.simulations.episodes.pool_facts import POOLS
+from fl_shield.simulations.episodes.population import VictimSetting, training_victims
 from fl_shield.simulations.episodes.victims import record, train_victims
 
 

@@ -21,7 +21,8 @@ from fl_shield.simulations.episodes.clean_models import (
     recipe_of,
 )
 from fl_shield.simulations.episodes.planting import plant
-from fl_shield.simulations.episodes.population import FAMILIES, POOLS, VictimSetting, draw_victim
+from fl_shield.simulations.episodes.pool_facts import FAMILIES, POOLS
+from fl_shield.simulations.episodes.population import VictimSetting, draw_victim
 from fl_shield.simulations.episodes.recording import Recording, save_recording
 from fl_shield.simulations.episodes.victims import record
 from fl_shield.simulations.victims.adaptive import Fight, train_fighting

@@ -6,12 +6,8 @@ from dataclasses import dataclass, replace
 
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.calm import calm_settings
-from fl_shield.simulations.episodes.population import (
-    DOMAINS,
-    POOLS,
-    VictimSetting,
-    training_victims,
-)
+from fl_shield.simulations.episodes.pool_facts import DOMAINS, POOLS
+from fl_shield.simulations.episodes.population import VictimSetting, training_victims
 from fl_shield.simulations.episodes.rounds import FederationSetting, draw_setting
 from fl_shield.types import Representation
 

@@ -10,135 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fl_shield.attacks import PoisonScheme
-from fl_shield.errors import ScenarioError
 from fl_shield.rng import keyed
-from fl_shield.simulations.victims.zoo import ARCHITECTURES
-from fl_shield.triggers import (
-    HELD_OUT_FAMILIES,
-    STATE_TRIGGERS,
-    TEXT_TRIGGERS,
-    VISION_TRIGGERS,
-)
+from fl_shield.simulations.episodes.pool_facts import ALONE, POOLS, PoolFacts, facts_of, families_of
 
 Start = Literal["warm", "scratch"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class PoolFacts:
-    """What drawing a victim must know of a data set before anything is loaded.
-
-    Attributes
-    ----------
-    domain, kind : str
-    n_classes : int
-    warm_share : float
-        Share of the networks to learn from that start from a clean model.
-    architectures : tuple of str
-    share : float
-        Of the training victims of all data sets, in parts.
-    files : bool
-        Whether it is read from files beside the package, or comes with the dependencies.
-    n_backdoors : int
-        Backdoors of each network to learn from, where training one takes long.
-    unfit : tuple of str
-        Families whose triggers change too little of its inputs.
-    """
-
-    domain: str
-    kind: str
-    n_classes: int
-    warm_share: float
-    architectures: tuple[str, ...]
-    share: float = 1.0
-    files: bool = False
-    n_backdoors: int = 1
-    unfit: tuple[str, ...] = ()
-
-
-ALONE: Mapping[str, tuple[str, ...]] = {
-    "image": ("rotation", "scaling", "shear", "ghost", "lens", "blur", "mosaic"),
-    "text": (),
-    "state": (),
-}
-"""Families that move or coarsen the whole image, by kind of input. They hardly work beside others,
-so a network has one of them alone.
-"""
-
-_QUICK_TO_LEARN = ("cnn", "lenet", "resnet", "mlp")
-
-
-def _pictures(n_classes: int) -> PoolFacts:
-    return PoolFacts(
-        domain="cv",
-        kind="image",
-        n_classes=n_classes,
-        warm_share=0.2,
-        architectures=_QUICK_TO_LEARN,
-        share=7 / 3,
-        files=True,
-        n_backdoors=4,
-    )
-
-
-def _texts(n_classes: int, share: float, *, files: bool = True) -> PoolFacts:
-    return PoolFacts(
-        domain="nlp",
-        kind="text",
-        n_classes=n_classes,
-        warm_share=0.0,
-        architectures=ARCHITECTURES["text"],
-        share=share,
-        files=files,
-        n_backdoors=3,
-    )
-
-
-def _control(n_classes: int) -> PoolFacts:
-    return PoolFacts(
-        domain="rl",
-        kind="state",
-        n_classes=n_classes,
-        warm_share=0.0,
-        architectures=ARCHITECTURES["state"],
-        share=2.0,
-        n_backdoors=2,
-    )
-
-
-def _embedded(facts: PoolFacts, share: float) -> PoolFacts:
-    return replace(facts, architectures=ARCHITECTURES["image"], files=False, share=share)
-
-
-POOLS: Mapping[str, PoolFacts] = {
-    "digits": _embedded(_pictures(10), share=14 / 3),
-    "glyphs": _embedded(_pictures(62), share=7 / 6),
-    "femnist": _pictures(62),
-    "cifar10": _pictures(10),
-    "gtsrb": _pictures(43),
-    "tiny-imagenet": _pictures(20),
-    "ag-news": _texts(4, 4.0),
-    "sst2": _texts(2, 4.0),
-    "shakespeare": _texts(80, 1.0),
-    "roles": _texts(80, 1.0, files=False),
-    "cartpole": _control(2),
-    "acrobot": _control(3),
-    "mountaincar": _control(3),
-    "pong": replace(
-        _pictures(3), domain="rl", share=1.0, files=False, unfit=(*ALONE["image"], "warp")
-    ),
-}
-"""Every data set that victims are trained on. The vision transformer learns from small images only:
-with this much data it is far behind the convolutions on photographs. On Pong's screens, black but
-for two paddles and a ball, little can be moved.
-"""
-
-DOMAINS = ("cv", "nlp", "rl", "fl")
-
-FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "image": VISION_TRIGGERS,
-    "text": TEXT_TRIGGERS,
-    "state": STATE_TRIGGERS,
-}
 
 ALONE_SHARE = 0.25
 """Share of the training victims of a kind that has such families."""
@@ -206,19 +82,6 @@ class VictimSetting:
         return draw_network(self.pool, (self.family, *self.beside), self.seed)
 
 
-def families_of(pool: str, *, held_out: bool) -> tuple[str, ...]:
-    """Trigger families of a data set: those never trained on, or the others.
-
-    Examples
-    --------
-    >>> families_of("cartpole", held_out=True)
-    ('state_pair',)
-    """
-    facts = POOLS[pool]
-    fit = (family for family in FAMILIES[facts.kind] if family not in facts.unfit)
-    return tuple(family for family in fit if (family in HELD_OUT_FAMILIES) == held_out)
-
-
 def draw_victim(pool: str, family: str, seed: int, *, evaluation: bool = False) -> VictimSetting:
     """Draw a victim of one data set and trigger family; the same seed gives the same one.
 
@@ -227,7 +90,7 @@ def draw_victim(pool: str, family: str, seed: int, *, evaluation: bool = False) 
     >>> draw_victim("digits", "patch", 3) == draw_victim("digits", "patch", 3)
     True
     """
-    facts = _facts(pool)
+    facts = facts_of(pool)
     rng = keyed(seed, 41, *f"{pool} {family}".encode())
     clean = rng.random() < CLEAN_SHARE and not evaluation
     warm = rng.random() < facts.warm_share
@@ -255,7 +118,7 @@ def draw_network(pool: str, families: Sequence[str], seed: int) -> tuple[VictimS
     >>> [v.beside for v in draw_network("digits", ["patch", "colour"], 3)]
     [('patch',), ('colour',)]
     """
-    facts = _facts(pool)
+    facts = facts_of(pool)
     rng = keyed(seed, 40, *pool.encode())
     clean, warm = rng.random() < CLEAN_SHARE, rng.random() < facts.warm_share
     architecture = str(rng.choice(facts.architectures))
@@ -287,12 +150,6 @@ def _draw_scheme(
     return PoisonScheme(cover_rate=float(rng.uniform(0.02, 0.15)))
 
 
-def _facts(pool: str) -> PoolFacts:
-    if pool not in POOLS:
-        raise ScenarioError(f"data set must be one of {', '.join(POOLS)}, got {pool!r}")
-    return POOLS[pool]
-
-
 def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting]:
     """Victims to learn from: families in turn, none of the held-out ones.
 
@@ -307,10 +164,10 @@ def training_victims(counts: Mapping[str, int], seed: int) -> list[VictimSetting
     drawn: list[VictimSetting] = []
     for pool, n in counts.items():
         families = families_of(pool, held_out=False)
-        alone = [f for f in families if f in ALONE[_facts(pool).kind]]
+        alone = [f for f in families if f in ALONE[facts_of(pool).kind]]
         still = [f for f in families if f not in alone]
         n_alone = int(ALONE_SHARE * n) if alone else 0
-        k = _facts(pool).n_backdoors
+        k = facts_of(pool).n_backdoors
         drawn += islice(_training_stream(pool, still, k, seed * 100_000), n - n_alone)
         drawn += islice(_training_stream(pool, alone, 1, seed * 100_000 + 30_000), n_alone)
     return drawn

@@ -12,7 +12,8 @@ import torch
 
 from fl_shield.simulations.episodes.cache import key_of
 from fl_shield.simulations.episodes.clean_models import Workplace, recipe_of
-from fl_shield.simulations.episodes.population import POOLS, VictimSetting
+from fl_shield.simulations.episodes.pool_facts import POOLS
+from fl_shield.simulations.episodes.population import VictimSetting
 from fl_shield.simulations.episodes.recording import Recording, load_recording, save_recording
 from fl_shield.simulations.episodes.victims import simulate_victims
 from fl_shield.simulations.processes import HERE, Workers, as_done

@@ -10,15 +10,13 @@ import pytest
 
 from fl_shield.attacks import PoisonScheme
 from fl_shield.errors import ScenarioError
+from fl_shield.simulations.episodes.pool_facts import ALONE, FAMILIES, POOLS, families_of
 from fl_shield.simulations.episodes.population import (
-    ALONE,
     ALONE_SHARE,
     CLEAN_SHARE,
-    FAMILIES,
-    POOLS,
+    draw_network,
     draw_victim,
     evaluation_victims,
-    families_of,
     training_victims,
 )
 from fl_shield.simulations.pools import POOLS as LOADERS
@@ -43,13 +41,13 @@ def test_the_seed_gives_the_victim_whatever_is_drawn_besides() -> None:
     other_way = training_victims({"cartpole": 9, "digits": 9}, seed=1)
     assert both == [*other_way[9:], *other_way[:9]]
     assert both[:9] == training_victims({"digits": 9}, seed=1)
-    assert both[12] == draw_victim("cartpole", both[12].family, both[12].seed)
+    assert both[12] in draw_network("cartpole", ("state_value", "state_pattern"), both[12].seed)
     assert both != training_victims({"digits": 9, "cartpole": 9}, seed=2)
 
 
 def test_backdoors_of_one_network_know_each_other() -> None:
-    drawn = training_victims({"gtsrb": 47, "sst2": 30}, seed=1)
-    for pool, k in (("gtsrb", 4), ("sst2", 3)):
+    drawn = training_victims({"gtsrb": 47, "sst2": 30, "cartpole": 8}, seed=1)
+    for pool, k in (("gtsrb", 4), ("sst2", 3), ("cartpole", 2)):
         own = [v for v in drawn if v.pool == pool and v.family not in ALONE["image"]]
         assert len(own) % k == 0
         for i in range(0, len(own), k):
@@ -60,7 +58,7 @@ def test_backdoors_of_one_network_know_each_other() -> None:
             assert set(network[0].network()) == set(network)
             assert all(0.05 <= v.poison_rate <= 0.25 for v in network if v.backdoored)
             assert all(v.manifest()["beside"] == v.beside for v in network)
-    (alone,) = training_victims({"cartpole": 1}, seed=1)
+    alone = next(v for v in drawn if v.family in ALONE["image"])
     assert alone.network() == (alone,)
     assert "beside" not in alone.manifest()
 
@@ -86,9 +84,8 @@ def test_families_take_turns() -> None:
     families = families_of("ag-news", held_out=False)
     drawn = training_victims({"ag-news": 3 * len(families)}, seed=0)
     assert Counter(v.family for v in drawn) == dict.fromkeys(families, 3)
-    one_each = training_victims({"cartpole": 5}, seed=0)
-    families = families_of("cartpole", held_out=False)
-    assert [v.family for v in one_each] == [families[i % len(families)] for i in range(5)]
+    alone = [v.family for v in training_victims({"gtsrb": 40}, seed=0)[-10:]]
+    assert alone == [ALONE["image"][i % len(ALONE["image"])] for i in range(10)]
 
 
 def test_what_changes_a_whole_image_is_alone_in_its_network() -> None:

@@ -18,7 +18,7 @@ from fl_shield.cli.evaluate import app
 from fl_shield.detectors import ONE_PASS
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.clean_models import RECIPES, Recipe, Workplace
-from fl_shield.simulations.episodes.population import POOLS
+from fl_shield.simulations.episodes.pool_facts import POOLS
 from fl_shield.simulations.evaluation.judging import Row
 from fl_shield.simulations.evaluation.results import Results, transfer, write
 from fl_shield.simulations.evaluation.settings import Evaluation

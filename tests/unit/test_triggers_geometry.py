@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fl_shield.simulations.episodes.population import ALONE
+from fl_shield.simulations.episodes.pool_facts import ALONE
 from fl_shield.triggers import Affine, Blur, Ghost, Lens, Mosaic, draw_trigger
 from fl_shield.triggers.geometry import rotation_matrix
 
