@@ -22,7 +22,7 @@ def test_whole_networks_are_drawn_of_one_kind() -> None:
     assert len(found) == 8
     assert all(v.architecture == "mlp" and v.start == "scratch" and v.backdoored for v in found)
     assert {v.network() for v in found} == {found[0].network(), found[4].network()}
-    assert len(drawn("cartpole", "policy-mlp", 3)) == 3
+    assert len(drawn("cartpole", "policy-mlp", 3)) == 4  # networks of two
 
 
 def test_both_ways_train_the_same_backdoors(
