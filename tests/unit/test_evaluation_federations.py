@@ -103,6 +103,26 @@ def test_weights_that_saw_no_federation_promise_nothing(weights: Weights) -> Non
     assert row.rejected is row.rejected_benign is None
 
 
+def test_weights_that_saw_no_federation_average_both_verdicts_as_of_inputs(
+    weights: Weights,
+) -> None:
+    both = replace(weights, config=replace(weights.config, ensemble=True))
+    alone = replace(both, nulls={"inputs": weights.nulls["inputs"]})
+    episodes = [_round(seed) for seed in range(6)]
+
+    def mean_auc(used: Weights, null: str) -> float:
+        odds = [Adapted(used, e.support, null=null).score(e.query).log_odds for e in episodes]
+        return float(
+            np.mean([roc_auc_score(e.labels, o) for e, o in zip(episodes, odds, strict=True)])
+        )
+
+    (known,) = rows_of(SETTING, episodes, both, None, ("ours", "split"))
+    (unknown,) = rows_of(SETTING, episodes, alone, None, ("ours", "split"))
+    assert known.auc == pytest.approx(mean_auc(both, "updates"))
+    assert unknown.auc == pytest.approx(mean_auc(both, "inputs"))
+    assert known.auc != unknown.auc
+
+
 def test_only_weights_that_fit_take_part(weights: Weights, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     weights.save(path)
