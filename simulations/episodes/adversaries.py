@@ -144,7 +144,7 @@ def adversary_path(adversary: Adversary, weights: Weights, place: Workplace) -> 
     setting = adversary.setting
     told = {
         **setting.manifest(),
-        **asdict(recipe_of(setting.pool, POOLS[setting.pool].kind, setting.architecture)),
+        **asdict(recipe_of(setting.pool, setting.architecture)),
         "fought": adversary.fought,
         "penalty": adversary.penalty,
         "weights": digest_of(weights) if adversary.fought == OURS else "",
@@ -170,7 +170,7 @@ def simulate_adversary(adversary: Adversary, weights: Weights, place: Workplace)
     """
     setting = adversary.setting
     pool = pool_of(setting.pool, place)
-    recipe = recipe_of(pool.name, pool.kind, setting.architecture)
+    recipe = recipe_of(setting.pool, setting.architecture)
     (victim,) = plant([setting], pool, place)
     n_clean = min(len(pool.train), recipe.n_train)
     triggered = np.arange(len(victim.training)) >= n_clean

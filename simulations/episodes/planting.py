@@ -55,7 +55,7 @@ class Victim:
 def plant(network: Sequence[VictimSetting], pool: Pool, place: Workplace) -> list[Victim]:
     """Victims of one network, untrained: clean examples, then the copies of each backdoor."""
     first = network[0]
-    recipe = recipe_of(pool.name, pool.kind, first.architecture)
+    recipe = recipe_of(pool.name, first.architecture)
     rngs = [keyed(s.seed, 42, *s.pool.encode(), *s.family.encode()) for s in network]
     drawn = rngs[0].permutation(len(pool.train))[: recipe.n_train]
     clean = pool.train.take(drawn)
@@ -110,6 +110,6 @@ def _poisoned(
 
 def _untrained(setting: VictimSetting, pool: Pool, place: Workplace) -> nn.Module:
     if setting.start == "warm":
-        which = setting.seed % recipe_of(pool.name, pool.kind, setting.architecture).n_clean
+        which = setting.seed % recipe_of(pool.name, setting.architecture).n_clean
         return clean_model(pool, setting.architecture, which, place)
     return fresh_model(pool, setting.architecture, setting.seed)

@@ -31,7 +31,7 @@ class PoolFacts:
     files : bool
         Whether it is read from files beside the package, or comes with the dependencies.
     n_backdoors : int
-        Backdoors of each network to learn from, where training one takes long.
+        Backdoors of each network to learn from.
     unfit : tuple of str
         Families whose triggers change too little of its inputs.
     """

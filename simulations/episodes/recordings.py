@@ -26,7 +26,7 @@ of networks that say one row a step are made again."""
 def recording_path(setting: VictimSetting, place: Workplace) -> Path:
     """Where the recording of a victim is kept: by its setting, how it is trained and how read."""
     kind = POOLS[setting.pool].kind
-    made = {**setting.manifest(), **asdict(recipe_of(setting.pool, kind, setting.architecture))}
+    made = {**setting.manifest(), **asdict(recipe_of(setting.pool, setting.architecture))}
     if kind == "text" or setting.architecture == "vit":
         made["sequences"] = SEQUENCES
     return place.cache / "recordings" / f"{key_of(made, ())}.npz"
@@ -47,7 +47,7 @@ def groups_of(settings: Sequence[VictimSetting]) -> list[list[VictimSetting]]:
         for setting in group:
             networks.setdefault(setting.network(), []).append(setting)
         first = next(iter(networks))[0]
-        size = recipe_of(first.pool, POOLS[first.pool].kind, first.architecture).n_together
+        size = recipe_of(first.pool, first.architecture).n_together
         members = list(networks.values())
         found += [list(chain(*members[i : i + size])) for i in range(0, len(members), size)]
     return found

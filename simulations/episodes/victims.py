@@ -59,7 +59,7 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     place : Workplace
     """
     pool = pool_of(settings[0].pool, place)
-    recipe = recipe_of(pool.name, pool.kind, settings[0].architecture)
+    recipe = recipe_of(pool.name, settings[0].architecture)
     warm = settings[0].start == "warm"
     networks = dict.fromkeys(setting.network() for setting in settings)
     planted = [plant(network, pool, place) for network in networks]
