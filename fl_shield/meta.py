@@ -58,8 +58,10 @@ class MetaConfig:
         :func:`fl_shield.network.verdicts`. Updates are judged after adaptation: only the round can
         tell what is usual among its clients. Training is the same.
     view_dropout : float
-        Share of views that are left out at random of an episode, at least one stays: a detector
-        that can do without any one layer asks less of networks that it has never seen.
+        Share of views that are left out at random of an episode of inputs, at least one stays: a
+        detector that can do without any one layer asks less of networks that it has never seen.
+        Episodes of updates keep theirs: a federation's model is known, and an attack on one of its
+        layers is seen there alone.
     """
 
     n_hidden: int = 32
@@ -101,7 +103,7 @@ class Episode:
     labels : (n,) int array
         1 = triggered input or malicious update.
     family, domain : str
-        Trigger or attack family, and where the task comes from.
+        Trigger or attack family, and where the task comes from, such as ``cv-gtsrb``.
     settled : bool
         Whether a round's references include accepted updates of earlier rounds.
     """
@@ -112,6 +114,11 @@ class Episode:
     family: str
     domain: str
     settled: bool = True
+
+    @property
+    def of_updates(self) -> bool:
+        """Whether its points are clients' updates; inputs otherwise."""
+        return self.domain.partition("-")[0] == "fl"
 
 
 def initial_params(
@@ -268,7 +275,9 @@ def draw_batch(episodes: Sequence[Episode], config: MetaConfig, rng: np.random.G
     for i, episode in enumerate(episodes):
         columns = np.asarray(rng.random(n_columns) >= config.dropout, dtype=np.float32)
         views = episode.query.shape[1]
-        present[i, :views] = _kept_views(views, config.view_dropout, rng)
+        present[i, :views] = (
+            1 if episode.of_updates else _kept_views(views, config.view_dropout, rng)
+        )
         rows = _draw(np.arange(len(episode.support)), config.n_support, rng)
         support[i, : len(rows), :views] = episode.support[rows] * columns
         support_weights[i, : len(rows)] = 1

@@ -64,11 +64,13 @@ def folds_of(tasks: Sequence[Task]) -> list[list[Task]]:
 
 
 def refit(config: MetaConfig, seed: int) -> Refit:
-    """How weights that leave data sets out are meta-trained: as all others, in half the epochs."""
-    shorter = replace(config, n_epochs=-(-config.n_epochs // 2))
+    """How weights that leave data sets out are meta-trained: as all others, and as long.
+
+    Shorter training would make them less sure of what is strange than the weights they stand for.
+    """
 
     def fit(tasks: Sequence[Task]) -> Weights:
-        for _, weights in fit_weights(episodes_of(tasks), [], shorter, seed, {}):
+        for _, weights in fit_weights(episodes_of(tasks), [], config, seed, {}):
             kept = weights
         return kept
 

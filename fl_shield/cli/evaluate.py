@@ -43,7 +43,7 @@ def evaluate(
     ] = 8,
     digits: Annotated[int, typer.Option(min=0, help="With fl: federations on digits.")] = 16,
     glyphs: Annotated[int, typer.Option(min=0, help="With fl: federations on glyphs.")] = 16,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 4,
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 2,
     shots: Annotated[str, typer.Option(help="Numbers of clean inputs.")] = "5,10,20,50",
     ablate: Annotated[bool, typer.Option(help="Train the ablations too.")] = False,

@@ -30,7 +30,7 @@ from fl_shield.types import Floats, Representation
 MEASURED = ("accuracy", "asr", "mean_change", "share_changed", "seconds")
 """Facts of a victim that follow from the others, or from the machine."""
 
-METHOD = "networks held out whole, nulls across data sets, families alike, class statistics, peaks"
+METHOD = "networks held out whole, nulls across data sets as long, families alike, views of inputs"
 """What else weights follow from: change it with the method, or a cache gives the old ones."""
 
 

@@ -279,7 +279,7 @@ def test_a_draw_is_balanced_and_masks_columns_of_support_and_query_alike() -> No
     assert 0 < int(gone.sum()) < COLUMNS
 
 
-def test_a_draw_leaves_out_views_of_its_episode_and_never_all() -> None:
+def test_a_draw_leaves_out_views_of_inputs_and_never_all() -> None:
     episodes = [_episode(i, views=4) for i in range(150)] + [_episode(0, views=1)] * 50
     batch = draw_batch(episodes, replace(TINY, view_dropout=0.5), np.random.default_rng(0))
     kept = batch.present.sum(1)
@@ -287,6 +287,9 @@ def test_a_draw_leaves_out_views_of_its_episode_and_never_all() -> None:
     assert abs(float(kept[:150].mean()) - 2.0) < 0.3
     assert kept[150:].eq(1).all()
     assert not batch.present[150:, 1:].any()
+    of_updates = [replace(e, domain="fl-digits") for e in episodes]
+    updates = draw_batch(of_updates, replace(TINY, view_dropout=0.5), np.random.default_rng(0))
+    assert updates.present.sum(1).tolist() == [4.0] * 150 + [1.0] * 50
     whole = draw_batch(episodes, TINY, np.random.default_rng(0))
     assert whole.present.sum(1).tolist() == [4.0] * 150 + [1.0] * 50
 

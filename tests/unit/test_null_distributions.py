@@ -155,13 +155,13 @@ def test_recordings_are_profiled_once() -> None:
     np.testing.assert_array_equal(one.points, clean_profiles(first, 5, "profile").points)
 
 
-def test_weights_that_leave_data_sets_out_train_half_as_long() -> None:
+def test_weights_that_leave_data_sets_out_train_as_long() -> None:
     config = MetaConfig(n_epochs=5, n_inner_steps=1, n_hidden=4, conditioned=False)
     task = _task("digits", 0)
     assert task.recording
     tasks = [replace(task, episodes=(episode_of(task.recording, i),)) for i in range(3)]
     fitted = refit(config, 0)(tasks)
-    assert fitted.config.n_epochs == 3
+    assert fitted.config.n_epochs == 5
 
 
 def _weights(seed: int) -> Weights:

@@ -123,6 +123,22 @@ def test_attention_against_torchs_own() -> None:
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("n_classes", "last_only"), [(N_TOKENS, True), (N_CLASSES, False)])
+@torch.no_grad()
+def test_next_tokens_are_read_from_the_last_place_and_classes_from_all(
+    n_classes: int, last_only: bool
+) -> None:
+    model = TextTransformer(N_TOKENS, n_classes)
+    for name in ("layer1", "layer2"):
+        setattr(model, name, nn.Identity())
+    tokens = _inputs("text", (8,))
+    earlier, later = tokens.clone(), tokens.clone()
+    earlier[:, :-1] = (tokens[:, :-1] + 1) % N_TOKENS
+    later[:, -1] = (tokens[:, -1] + 1) % N_TOKENS
+    assert torch.equal(model(earlier), model(tokens)) == last_only
+    assert not torch.equal(model(later), model(tokens))
+
+
 @torch.no_grad()
 def test_patches_and_places_tell_where_things_are() -> None:
     net, text = ImageViT((1, 8, 8), N_CLASSES), TextTransformer(N_TOKENS, N_CLASSES)
