@@ -3,7 +3,7 @@
 Meta-training stacks networks, and plants several backdoors in one where a network takes long. The
 other way trains a network for each of the same backdoors (family, target, poison rate), one after
 the other. Both run on one thread in one run, from scratch, for as many steps, and accuracy and
-attack success of both stand in the table. Run::
+attack success of both stand in the table. ``--longer`` gives the first way more steps. Run::
 
     python -m fl_shield.simulations.benchmarks.victims_per_minute --data-dir DATA --out speed.json
 """
@@ -41,6 +41,8 @@ class Args:
         ``data set/network`` pairs.
     n_victims : int
         Victims of each cell, all backdoored.
+    longer : float
+        Factor of the steps as meta-training makes them; one by one takes the recipe's.
     data_dir : Path, optional
     cache : Path
     out : Path
@@ -48,6 +50,7 @@ class Args:
 
     cells: tuple[str, ...]
     n_victims: int
+    longer: float
     data_dir: Path | None
     cache: Path
     out: Path
@@ -81,23 +84,24 @@ def main(args: Args) -> list[Measured]:
     """Measure every cell, print the table and write the file."""
     torch.set_num_threads(1)
     place = Workplace(data_dir=args.data_dir, cache=args.cache)
-    found = [measured(cell, args.n_victims, place) for cell in args.cells]
+    found = [measured(cell, args.n_victims, place, args.longer) for cell in args.cells]
     show(found)
     described = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, 1 thread, torch {torch.__version__}",
+        "longer": args.longer,
         "cells": [asdict(m) for m in found],
     }
     args.out.write_text(json.dumps(described, indent=2) + "\n")
     return found
 
 
-def measured(cell: str, n_victims: int, place: Workplace) -> Measured:
-    """Train the victims of one cell both ways."""
+def measured(cell: str, n_victims: int, place: Workplace, longer: float = 1.0) -> Measured:
+    """Train the victims of one cell both ways; ``longer`` is a factor of the first way's steps."""
     name, _, architecture = cell.partition("/")
     pool_of(name, place)  # loading is not measured
     settings = drawn(name, architecture, n_victims)
-    together = way([settings], place)
+    together = way([settings], place, longer)
     alone = way([[replace(setting, beside=())] for setting in settings], place)
     return Measured(
         cell=cell,
@@ -121,12 +125,12 @@ def drawn(pool: str, architecture: str, n: int) -> list[VictimSetting]:
     return found
 
 
-def way(groups: Sequence[Sequence[VictimSetting]], place: Workplace) -> Way:
+def way(groups: Sequence[Sequence[VictimSetting]], place: Workplace, longer: float = 1.0) -> Way:
     """Train groups one after the other; accuracy and attack success are means over victims."""
     victims: list[Victim] = []
     started = time.perf_counter()
     for group in groups:
-        victims += train_victims(group, place)
+        victims += train_victims(group, place, longer)
     seconds = time.perf_counter() - started
     pool = pool_of(victims[0].setting.pool, place)
     facts = [record(victim, pool, 0.0).facts for victim in victims]
@@ -157,6 +161,7 @@ def parsed() -> Args:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", nargs="+", default=CELLS)
     parser.add_argument("--victims", type=int, default=8)
+    parser.add_argument("--longer", type=float, default=1.0)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--cache", type=Path, default=Path(".cache/meta"))
     parser.add_argument("--out", type=Path, default=Path("victims_per_minute.json"))
@@ -164,6 +169,7 @@ def parsed() -> Args:
     return Args(
         cells=tuple(given.cells),
         n_victims=given.victims,
+        longer=given.longer,
         data_dir=given.data_dir,
         cache=given.cache,
         out=given.out,

@@ -47,7 +47,9 @@ PEER_SHOTS = (20,)
 """Clean inputs that detectors of several passes are given."""
 
 
-def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[Victim]:
+def train_victims(
+    settings: Sequence[VictimSetting], place: Workplace, longer: float = 1.0
+) -> list[Victim]:
     """Train victims of one data set, kind of network and start together.
 
     Backdoors of one network come from one training: their victims share the model.
@@ -57,6 +59,8 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     settings : sequence of VictimSetting
         Alike in ``pool``, ``architecture``, ``start`` and ``evaluation``.
     place : Workplace
+    longer : float
+        Factor of the recipe's steps.
     """
     pool = pool_of(settings[0].pool, place)
     recipe = recipe_of(pool.name, settings[0].architecture)
@@ -64,11 +68,12 @@ def train_victims(settings: Sequence[VictimSetting], place: Workplace) -> list[V
     networks = dict.fromkeys(setting.network() for setting in settings)
     planted = [plant(network, pool, place) for network in networks]
     firsts = [victims[0] for victims in planted]
+    n_steps = recipe.n_warm_steps if warm else recipe.n_steps
     train_stacked(
         [v.model for v in firsts],
         [v.training for v in firsts],
         [v.rng for v in firsts],
-        n_steps=recipe.n_warm_steps if warm else recipe.n_steps,
+        n_steps=round(longer * n_steps),
         batch_size=recipe.batch_size,
         lr=recipe.warm_lr if warm else recipe.lr,
         weight_decay=WEIGHT_DECAY,

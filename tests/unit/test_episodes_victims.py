@@ -146,6 +146,18 @@ def test_the_same_settings_give_the_same_recordings(start: str, place: Workplace
     assert not np.array_equal(first[0].clean.logits, first[1].clean.logits)
 
 
+def test_longer_training_takes_so_many_times_the_steps(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(
+        victims_module, "train_stacked", lambda *_, n_steps, **__: taken.append(n_steps)
+    )
+    for longer in (1.0, 2.5):
+        train_victims([_setting("cartpole", 4)], place, longer)
+    assert taken == [TINY.n_steps, round(2.5 * TINY.n_steps)]
+
+
 def test_a_recording_is_what_the_victim_says(place: Workplace) -> None:
     (victim,) = train_victims([_setting(seed=6)], place)
     pool = pool_of("digits", place)
