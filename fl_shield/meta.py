@@ -16,7 +16,7 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,9 @@ from fl_shield.rng import torch_generator
 from fl_shield.types import Flags, Floats, Ints, Representation
 
 RATE_PREFIX = "rate."
+
+Standard = Callable[[Floats], Floats]
+"""Brings profiles (n, V, columns) to the scale of meta-training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +264,18 @@ def outer_loss(params: Params, batch: Batch, config: MetaConfig) -> Tensor:
     return losses.mean()
 
 
-def draw_batch(episodes: Sequence[Episode], config: MetaConfig, rng: np.random.Generator) -> Batch:
-    """Draw references and points of each episode and pad them to one shape."""
+def as_it_stands(rows: Floats) -> Floats:
+    """Standardise nothing: profiles that have their scale already."""
+    return rows
+
+
+def draw_batch(
+    episodes: Sequence[Episode],
+    config: MetaConfig,
+    rng: np.random.Generator,
+    standard: Standard = as_it_stands,
+) -> Batch:
+    """Draw references and points of each episode, standardise them, and pad them to one shape."""
     n_views = max(e.query.shape[1] for e in episodes)
     n_columns = episodes[0].query.shape[2]
     shape = (len(episodes), n_views, n_columns)
@@ -279,10 +292,10 @@ def draw_batch(episodes: Sequence[Episode], config: MetaConfig, rng: np.random.G
             1 if episode.of_updates else _kept_views(views, config.view_dropout, rng)
         )
         rows = _draw(np.arange(len(episode.support)), config.n_support, rng)
-        support[i, : len(rows), :views] = episode.support[rows] * columns
+        support[i, : len(rows), :views] = standard(episode.support[rows]) * columns
         support_weights[i, : len(rows)] = 1
         picked = _draw_balanced(episode.labels, config.n_query, rng)
-        query[i, : len(picked), :views] = episode.query[picked] * columns
+        query[i, : len(picked), :views] = standard(episode.query[picked]) * columns
         query_weights[i, : len(picked)] = 1
         labels[i, : len(picked)] = episode.labels[picked]
     tensors = (support, support_weights, query, query_weights, labels, present)
@@ -320,6 +333,7 @@ def meta_train(
     validation: Sequence[Episode],
     config: MetaConfig,
     rng: np.random.Generator,
+    standard: Standard = as_it_stands,
 ) -> Iterator[tuple[dict[str, Tensor], Progress]]:
     """Outer loop: yields the parameters and the losses after each epoch.
 
@@ -329,6 +343,10 @@ def meta_train(
         See :func:`initial_params`; not changed in place.
     episodes, validation : sequence of Episode
         Training tasks, and tasks of families or data that training never sees.
+    config : MetaConfig
+    rng : numpy.random.Generator
+    standard : callable
+        Brings what is drawn to one scale: thousands of tasks are kept once, as they are.
     """
     live = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     optimiser = torch.optim.AdamW(
@@ -336,13 +354,14 @@ def meta_train(
     )
     steps = config.n_epochs * -(-len(episodes) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    held_out = draw_batch(validation, _without_dropout(config), rng) if validation else None
+    calm = _without_dropout(config)
+    held_out = draw_batch(validation, calm, rng, standard) if validation else None
     for epoch in range(config.n_epochs):
         order, losses = rng.permutation(len(episodes)), []
         for start in range(0, len(order), config.batch_size):
             drawn = [episodes[i] for i in order[start : start + config.batch_size]]
             optimiser.zero_grad()
-            loss = outer_loss(live, draw_batch(drawn, config, rng), config)
+            loss = outer_loss(live, draw_batch(drawn, config, rng, standard), config)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(live.values(), 1.0)
             optimiser.step()

@@ -103,6 +103,10 @@ class Weights:
             columns = torch.from_numpy(np.asarray(columns, dtype=np.float32))
         return ((columns - self.mean) / self.scale).clamp(-STANDARD_LIMIT, STANDARD_LIMIT)
 
+    def standardised(self, columns: Floats) -> Floats:
+        """The same as :meth:`standard`, as an array."""
+        return self.standard(columns).numpy()
+
     def read_references(self, references: Floats) -> Tensor:
         """What the network reads of leave-one-out profiles of references (m, V, 135)."""
         columns = references[..., : self.n_columns]

@@ -14,6 +14,7 @@ from fl_shield.conditioning import Habits, beside_each_other
 from fl_shield.meta import Episode, MetaConfig, Progress, initial_params, meta_train
 from fl_shield.rng import keyed
 from fl_shield.simulations.episodes.tasks import Task, is_validation
+from fl_shield.types import Floats
 from fl_shield.weights import Weights
 
 HOLD_OUT = 6
@@ -107,13 +108,39 @@ def _alike(
     return turns
 
 
-def column_scales(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each column over support and query rows, each (n_columns,)."""
-    n_columns = episodes[0].query.shape[-1]
-    rows = [part.reshape(-1, n_columns)[::3] for e in episodes for part in (e.support, e.query)]
-    stacked = np.concatenate(rows).astype(np.float64)
-    mean = torch.from_numpy(stacked.mean(0).astype(np.float32))
-    return mean, torch.from_numpy(stacked.std(0).astype(np.float32) + 0.05)
+def column_scales(
+    episodes: Sequence[Episode], turns: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and spread of each column over every third row of support and query.
+
+    An episode at a time: all their rows at once would take more memory than everything else.
+
+    Parameters
+    ----------
+    episodes : sequence of Episode
+    turns : sequence of int, optional
+        Indices of episodes, each counted as often as it comes; every one once by default.
+
+    Returns
+    -------
+    mean, scale : (n_columns,) tensor
+        The scale is the standard deviation and 0.05, so that no column is divided by nothing.
+    """
+    drawn = np.arange(len(episodes)) if turns is None else np.asarray(turns, dtype=np.intp)
+    counts = np.bincount(drawn, minlength=len(episodes))
+    counted = [(e, int(n)) for e, n in zip(episodes, counts, strict=True) if n]
+    n_rows = sum(n * len(rows) for e, n in counted for rows in _thirds(e))
+    mean = sum(n * rows.sum(0) for e, n in counted for rows in _thirds(e)) / n_rows
+    squares = sum(n * ((rows - mean) ** 2).sum(0) for e, n in counted for rows in _thirds(e))
+    spread = np.sqrt(squares / n_rows)
+    found = (mean.astype(np.float32), spread.astype(np.float32) + 0.05)
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
+def _thirds(episode: Episode) -> Iterator[Floats]:
+    """Every third row of the support, and of the query, in double precision."""
+    for part in (episode.support, episode.query):
+        yield part.reshape(-1, part.shape[-1])[::3].astype(np.float64)
 
 
 def fit_weights(
@@ -129,14 +156,13 @@ def fit_weights(
     """
     episodes, validation = ([_read(e, config) for e in es] for es in (episodes, validation))
     turns = balanced([(e.domain, e.family) for e in episodes], keyed(seed, 34))
-    mean, scale = column_scales([episodes[i] for i in turns])
+    mean, scale = column_scales(episodes, turns)
     raw = Weights(params={}, mean=mean, scale=scale, nulls={}, config=config, card=dict(card))
-    standardised = [_standardised(e, raw) for e in episodes]
-    training = [standardised[i] for i in turns]
-    held_out = [_standardised(e, raw) for e in validation]
+    training = [episodes[i] for i in turns]
     start = initial_params(len(mean), config, keyed(seed, 31))
     best = float("inf")
-    for params, progress in meta_train(start, training, held_out, config, keyed(seed, 32)):
+    trained = meta_train(start, training, validation, config, keyed(seed, 32), raw.standardised)
+    for params, progress in trained:
         weights = Weights(**{**raw.__dict__, "params": params})
         improved = not progress.validation_loss >= best
         best = min(best, progress.validation_loss)
@@ -151,11 +177,3 @@ def _read(episode: Episode, config: MetaConfig) -> Episode:
         return episode
     query = Habits.of(episode.support).beside(episode.query)
     return replace(episode, support=beside_each_other(episode.support), query=query)
-
-
-def _standardised(episode: Episode, weights: Weights) -> Episode:
-    return replace(
-        episode,
-        support=weights.standard(episode.support).numpy(),
-        query=weights.standard(episode.query).numpy(),
-    )

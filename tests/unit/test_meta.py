@@ -18,6 +18,7 @@ from fl_shield.meta import (
     MetaConfig,
     adapt,
     adapt_each,
+    as_it_stands,
     balanced_loss,
     draw_batch,
     initial_params,
@@ -292,6 +293,21 @@ def test_a_draw_leaves_out_views_of_inputs_and_never_all() -> None:
     assert updates.present.sum(1).tolist() == [4.0] * 150 + [1.0] * 50
     whole = draw_batch(episodes, TINY, np.random.default_rng(0))
     assert whole.present.sum(1).tolist() == [4.0] * 150 + [1.0] * 50
+
+
+def test_what_is_drawn_is_standardised_and_padding_stays_zero() -> None:
+    episodes = [_episode(0, views=1, n=4, m=3), _episode(1, views=2)]
+    config = replace(TINY, dropout=0.5)
+    plain, moved = (
+        draw_batch(episodes, config, np.random.default_rng(2), standard)
+        for standard in (as_it_stands, lambda rows: 2 * rows + 1)
+    )
+    seen = plain.query != 0
+    torch.testing.assert_close(moved.query[seen], 2 * plain.query[seen] + 1)
+    assert not moved.query[~seen].any()
+    seen = plain.support != 0
+    torch.testing.assert_close(moved.support[seen], 2 * plain.support[seen] + 1)
+    assert not moved.support[~seen].any()
 
 
 def test_negatives_fill_up_where_positives_lack() -> None:

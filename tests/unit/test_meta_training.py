@@ -123,6 +123,21 @@ def _calm(task: Task) -> Task:
     return replace(task, episodes=tuple(benign))
 
 
+def test_scales_by_turns_are_those_of_all_rows_at_once() -> None:
+    episodes = [_episode(seed) for seed in range(3)]
+    turns = [0, 2, 2, 0, 2]
+    mean, scale = column_scales(episodes, turns)
+    rows = np.concatenate(
+        [
+            part.reshape(-1, part.shape[-1])[::3]
+            for i in turns
+            for part in (episodes[i].support, episodes[i].query)
+        ]
+    ).astype(np.float64)
+    np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(scale, rows.std(0) + 0.05, rtol=1e-6)
+
+
 def test_training_calibrating_and_describing() -> None:
     split = Parts.of(TASKS)
     held_out = episodes_of(split.held_out)
