@@ -212,6 +212,6 @@ def quantiles(values: Floats) -> Tensor:
 
 def kind_of(episode: Episode) -> str:
     """Which null distribution of :class:`~fl_shield.weights.Weights` an episode belongs to."""
-    if not episode.domain.startswith("fl-"):
+    if not episode.of_updates:
         return "inputs"
     return "updates" if episode.settled else "first updates"
