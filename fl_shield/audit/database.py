@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import (
@@ -27,6 +28,9 @@ from fl_shield.errors import AuditError
 
 _WAIT_SECONDS = 30
 """How long a writer waits for another one."""
+
+_RETRY_SECONDS = 0.02
+"""Pause between attempts where SQLite itself does not wait."""
 
 _WRITE_LOCK = 0x666C736869656C64
 """Number of PostgreSQL's advisory lock that writers take: "flshield" in ASCII."""
@@ -135,14 +139,30 @@ def _engine(url: URL, *, memory: bool) -> Engine:
 
 
 def _make_tables(engine: Engine) -> None:
-    if engine.dialect.name == "sqlite":  # readers and a writer side by side; outlives a killed one
-        raw = engine.raw_connection()
-        try:
-            raw.cursor().execute("PRAGMA journal_mode=WAL")
-        finally:
-            raw.close()
+    if engine.dialect.name == "sqlite":
+        _write_ahead(engine)
     with writing(engine) as connection:
         metadata.create_all(connection)
+
+
+def _write_ahead(engine: Engine) -> None:
+    """Let readers and a writer work side by side, in a file that outlives a killed writer.
+
+    SQLite does not wait for a writer that is busy in the old mode, but refuses at once.
+    """
+    deadline = monotonic() + _WAIT_SECONDS
+    raw = engine.raw_connection()
+    try:
+        while True:
+            try:
+                raw.cursor().execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or monotonic() >= deadline:
+                    raise
+            sleep(_RETRY_SECONDS)
+    finally:
+        raw.close()
 
 
 def _check_file(path: Path, *, create: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_shield.audit import AuditStore
+from fl_shield.audit import AuditStore, database
 from fl_shield.audit.chain import GENESIS, digest
 from fl_shield.errors import AuditError
 from fl_shield.types import Action, AuditSink, ClientVerdict, RoundRecord
@@ -310,6 +310,38 @@ def test_two_processes_writing_at_once_do_not_fork_the_chain(tmp_path: Path) -> 
     verification = AuditStore(path).verify()
     assert verification.ok
     assert verification.n_rows == 2 * (1 + 15 * 2)
+
+
+def test_a_new_database_waits_for_a_writer_that_opened_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.db"
+    pauses: list[float] = []
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def until_it_is_done(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 2:
+                other.rollback()
+
+        monkeypatch.setattr(database, "sleep", until_it_is_done)
+        store = AuditStore(path)
+        assert len(pauses) == 2
+        run_id = store.start_run({})
+        store.write_round(run_id, a_round())
+    assert store.verify().ok
+
+
+def test_a_writer_that_never_ends_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.db"
+    monkeypatch.setattr(database, "_WAIT_SECONDS", 0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(AuditError, match="locked; another process has been writing"):
+            AuditStore(path)
 
 
 def test_a_database_of_something_else_is_refused(tmp_path: Path) -> None:
