@@ -133,8 +133,7 @@ def column_scales(
     mean = sum(n * rows.sum(0) for e, n in counted for rows in _thirds(e)) / n_rows
     squares = sum(n * ((rows - mean) ** 2).sum(0) for e, n in counted for rows in _thirds(e))
     spread = np.sqrt(squares / n_rows)
-    found = (mean.astype(np.float32), spread.astype(np.float32) + 0.05)
-    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+    return torch.from_numpy(mean).float(), torch.from_numpy(spread).float() + 0.05
 
 
 def _thirds(episode: Episode) -> Iterator[Floats]:

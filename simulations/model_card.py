@@ -88,7 +88,9 @@ _OF_UPDATES = (
     "The null distribution of updates comes from attack-free federations of their own with the",
     "shield in the loop, that of first rounds from the tasks of this table, those of inputs from",
     "whole data sets under weights that were meta-trained without them. For federations on other",
-    "data see the README.",
+    "data see the README. There adapting to a model's clean inputs pays on new triggers, data sets",
+    "and control tasks; with all images or all text unknown the unadapted weights do a little",
+    "better.",
 )
 _OF_INPUTS = (
     "These weights have seen no federation and judge inputs of models only. Their null",
