@@ -8,6 +8,7 @@ The tree::
     ├── GuardError          a model, or what it says of inputs, cannot be guarded
     ├── DatasetError        a data set is missing, unreadable or too small
     ├── ScenarioError       an experiment was described with impossible settings
+    ├── AggregationError    a rule lacks what it needs to aggregate a round
     ├── EngineError         a simulation engine could not finish a run
     └── AuditError          an audit database is missing, unreadable or does not verify
 """
@@ -35,6 +36,10 @@ class DatasetError(ShieldError, ValueError):
 
 class ScenarioError(ShieldError, ValueError):
     """An experiment was described with impossible settings."""
+
+
+class AggregationError(ShieldError, ValueError):
+    """A rule lacks what it needs to aggregate a round: clients, clean examples, a model."""
 
 
 class EngineError(ShieldError, RuntimeError):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
@@ -293,6 +293,15 @@ class Attack(Protocol):
         ...
 
 
+@runtime_checkable
+class ShapesTrigger(Protocol):
+    """An attack that optimises its own trigger, and stamps with that instead of the given one."""
+
+    def trigger(self, context: AttackContext) -> Trigger:
+        """Return the trigger of this round: the same for all malicious clients of the round."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a client trains on its own examples.
@@ -344,6 +353,19 @@ class AttackContext:
         This client's own stream for this round.
     score : callable, optional
         The server's rule as an adaptive attacker would query it: higher = more suspicious.
+    suspicion : callable, optional
+        The same with gradients: from the trainable tensors of an upload, by name, to a scalar
+        tensor, higher = more suspicious. An attacker who holds the server's detector has it.
+    server_round : int
+        From 1.
+    member, n_members : int
+        Place of this client among all malicious clients of the federation, from 0, and their
+        number: who plays which part in a distributed attack.
+    previous_arrays : Arrays, optional
+        The model that the server sent in the round before, where this client knows it.
+    benign_uploads : tuple of Arrays
+        What benign clients upload in this round: known to an omniscient attacker only. Empty =
+        the attacker estimates them by honest training on its peers' examples.
     """
 
     model: nn.Module
@@ -356,3 +378,9 @@ class AttackContext:
     n_clients: int
     rng: np.random.Generator
     score: Callable[[Arrays], float] | None = None
+    suspicion: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    server_round: int = 1
+    member: int = 0
+    n_members: int = 1
+    previous_arrays: Arrays | None = None
+    benign_uploads: tuple[Arrays, ...] = ()
