@@ -1,13 +1,14 @@
 """The strategies that a scenario can put in charge, and what each one rejected.
 
 A defence here is a Flower strategy with a way to ask it afterwards whom it turned away. Only
-MultiKrum is told how many clients attack; nobody is told which.
+Flower's MultiKrum is told how many clients attack; nobody is told which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from flwr.app import Message, MetricRecord, RecordDict
@@ -16,12 +17,15 @@ from flwr.serverapp.strategy import FedAvg, MultiKrum, Strategy
 from fl_shield.detector import MetaShield
 from fl_shield.inspector import Inspector
 from fl_shield.simulations.outcome import ClientRow
+from fl_shield.simulations.scenario import ROBUST_DEFENSES
 from fl_shield.simulations.task import FederatedTask
-from fl_shield.strategies import ShieldedStrategy
-from fl_shield.types import Action, AuditSink
+from fl_shield.strategies import RobustStrategy, ShieldedStrategy
+from fl_shield.types import Action, AuditSink, ClientVerdict
 
 FLAGGED = frozenset({Action.DROP, Action.DOWNWEIGHT, Action.REJECT})
-"""Actions that count as a rejected update."""
+"""Actions of the shield that count as a rejected update."""
+
+_VOTELESS = frozenset({Action.DROP, Action.REJECT})
 
 
 ClientId = Callable[[int], str]
@@ -145,15 +149,59 @@ class Shielded:
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
         """Copy the shield's verdict on the client's node."""
         name = self._client_id(reply.metadata.src_node_id)
-        verdict = next(v for v in self._shield.history_[-1].verdicts if v.client_id == name)
-        return replace(
-            row,
-            rejected=verdict.action in FLAGGED,
-            action=verdict.action.value,
-            vote=verdict.weight if verdict.applied else 1.0,
-            score=verdict.score,
-            p_value=verdict.p_value,
+        return _judged(row, self._shield.history_[-1].verdicts, name, FLAGGED)
+
+
+class Robust:
+    """A published aggregation rule, told nothing but the server's clean examples."""
+
+    def __init__(
+        self, rule: str, task: FederatedTask, audit: AuditSink | None, client_id: ClientId
+    ) -> None:
+        self._client_id = client_id
+        self._robust = RobustStrategy(
+            rule,
+            strategy=FedAvg(**_all_nodes()),
+            model=task.new_model(),
+            clean_data=task.data.clean,
+            training=task.scenario.local_training,
+            audit=audit,
+            seed=task.scenario.seed,
+            client_id=client_id,
         )
+        self.strategy: Strategy = self._robust
+
+    @property
+    def run_id(self) -> str:
+        """The audit's name for this run; empty without an audit."""
+        return self._robust.run_id_
+
+    @property
+    def shield_seconds(self) -> float:
+        """Time that the rule took for the last round."""
+        return self._robust.history_[-1].shield_seconds
+
+    def expect(self, n_participants: int, n_attackers: int) -> None:
+        """Need to know nothing."""
+
+    def judge(self, row: ClientRow, reply: Message) -> ClientRow:
+        """Copy the rule's vote; an update without any was rejected."""
+        name = self._client_id(reply.metadata.src_node_id)
+        return _judged(row, self._robust.history_[-1].verdicts, name, _VOTELESS)
+
+
+def _judged(
+    row: ClientRow, verdicts: Sequence[ClientVerdict], name: str, rejecting: frozenset[Action]
+) -> ClientRow:
+    verdict = next(v for v in verdicts if v.client_id == name)
+    return replace(
+        row,
+        rejected=verdict.action in rejecting,
+        action=verdict.action.value,
+        vote=verdict.weight if verdict.applied else 1.0,
+        score=verdict.score,
+        p_value=verdict.p_value,
+    )
 
 
 MakeDefense = Callable[[FederatedTask, AuditSink | None, ClientId], Defense]
@@ -161,5 +209,6 @@ MAKE_DEFENSE: Mapping[str, MakeDefense] = {
     "none": lambda task, audit, client_id: Undefended(),
     "multikrum": lambda task, audit, client_id: OracleMultiKrum(),
     "shield": Shielded,
+    **{rule: partial(Robust, rule) for rule in ROBUST_DEFENSES},
 }
 """How to put each defence in charge of a task."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from fl_shield.aggregators import AGGREGATORS
 from fl_shield.attacks import ATTACKS
 from fl_shield.errors import ScenarioError
 from fl_shield.policy import MODES, Mode
@@ -23,9 +24,9 @@ from fl_shield.triggers import TRIGGERS
 from fl_shield.types import TrainingConfig
 from fl_shield.weights import PRETRAINED, Purpose
 
-Defense = Literal["none", "multikrum", "shield"]
 Engine = Literal["in-process", "ray"]
-DEFENSES: tuple[Defense, ...] = ("none", "multikrum", "shield")
+ROBUST_DEFENSES = tuple(rule for rule in AGGREGATORS if rule not in ("mean", "multikrum"))
+DEFENSES = ("none", "multikrum", "shield", *ROBUST_DEFENSES)
 ENGINES: tuple[Engine, ...] = ("in-process", "ray")
 PARTITIONS = ("natural", "dirichlet", "iid")
 TEXT_DATASETS = ("shakespeare", "roles")
@@ -67,9 +68,10 @@ class Scenario:
         Malicious clients in each round; None = as the draw has it.
     attack_from : int
         First round (from 1) in which they attack; before, they train honestly.
-    defense : {"none", "multikrum", "shield"}
-        FedAvg, Flower's MultiKrum told each round's true number of attackers, or FedAvg inside
-        :class:`fl_shield.strategies.ShieldedStrategy`, told nothing.
+    defense : str
+        ``none`` (FedAvg), ``multikrum`` (Flower's, told each round's true number of attackers),
+        ``shield`` (FedAvg inside :class:`fl_shield.strategies.ShieldedStrategy`, told nothing), or
+        a rule of :data:`fl_shield.aggregators.AGGREGATORS`, told nothing.
     fpr_budget, mode, probes
         Settings of the shield.
     weights : {"updates", "inputs"}
@@ -109,7 +111,7 @@ class Scenario:
     malicious_fraction: float = 0.2
     malicious_per_round: int | None = None
     attack_from: int = 1
-    defense: Defense = "none"
+    defense: str = "none"
     fpr_budget: float = 0.05
     mode: Mode = "filter"
     probes: bool = True

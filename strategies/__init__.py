@@ -14,6 +14,7 @@ from fl_shield.strategies.records import (
     from_record,
     to_record,
 )
+from fl_shield.strategies.robust import RobustStrategy
 from fl_shield.strategies.sanitise import SanitisedStrategy
 from fl_shield.strategies.shield import ShieldedStrategy
 
@@ -21,6 +22,7 @@ __all__ = [
     "CheckedReply",
     "Checkpoint",
     "ReplyLimits",
+    "RobustStrategy",
     "SanitisedStrategy",
     "ShieldedStrategy",
     "check_reply",

@@ -27,7 +27,7 @@ from fl_shield.types import TrainingConfig
         ({"model": "resnet"}, "resnet"),
         ({"attack": "neurotoxin"}, "neurotoxin"),
         ({"trigger": "hat"}, "hat"),
-        ({"defense": "flame"}, "flame"),
+        ({"defense": "moat"}, "moat"),
         ({"mode": "observe"}, "observe"),
         ({"engine": "spark"}, "spark"),
         ({"n_clients": 1, "clients_per_round": 1}, "n_clients must be at least 2, got 1"),
