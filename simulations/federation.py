@@ -8,126 +8,33 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save_file
 from torch import nn
 
-from fl_shield.attacks import ATTACKS
 from fl_shield.audit import AuditStore
+from fl_shield.simulations.clients import local_update, shaped_inputs
 from fl_shield.simulations.defenses import MAKE_DEFENSE, Defense
 from fl_shield.simulations.outcome import ClientRow, OnRound, Outcome, RoundRow
 from fl_shield.simulations.round_grid import TRUTH, RoundGrid, nodes_by_partition
 from fl_shield.simulations.round_log import append_round, start_log
-from fl_shield.simulations.scenario import Scenario, attackers, participants, stream
+from fl_shield.simulations.scenario import Scenario, attackers, participants
 from fl_shield.simulations.task import FederatedTask, open_task
+from fl_shield.simulations.warm_start import warm_arrays
 from fl_shield.strategies.records import from_record, to_record
-from fl_shield.training import get_arrays, set_arrays, train
-from fl_shield.types import Arrays, AttackContext, AuditSink, RoundRecord
+from fl_shield.types import Arrays, AuditSink, RoundRecord, Samples
 
 SCENARIO_FILE, OUTCOME_FILE, MODEL_FILE = "scenario.json", "outcome.json", "model.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalUpdate:
-    """What one client uploads, and whether an attacker's upload is just its honest one."""
-
-    arrays: Arrays
-    train_loss: float
-    n_examples: int
-    equals_honest: bool
-
-
-def local_update(
-    task: FederatedTask,
-    model: nn.Module,
-    global_arrays: Arrays,
-    *,
-    server_round: int,
-    partition: int,
-) -> LocalUpdate:
-    """Train one client honestly and, where it is its turn to attack, let it attack.
-
-    The result depends on nothing but its arguments: not on the process, the engine or the order
-    of clients.
-
-    Parameters
-    ----------
-    task : FederatedTask
-        Data, trigger and scenario.
-    model : nn.Module
-        Scratch network of the task's architecture; overwritten.
-    global_arrays : Arrays
-        The model that the server sent.
-    server_round, partition : int
-        When, and which client.
-    """
-    scenario, samples = task.scenario, task.data.clients[partition]
-    with _torch_seed(stream(scenario, "client", server_round, partition)):
-        set_arrays(model, global_arrays)
-        rng = stream(scenario, "client", server_round, partition)
-        loss = train(model, samples, scenario.local_training, rng)
-        honest = get_arrays(model)
-    arrays: Arrays = honest
-    attacking = attackers(scenario, server_round)
-    if partition in attacking:
-        arrays = _attack(task, model, global_arrays, server_round, partition, attacking)
-    return LocalUpdate(
-        arrays=arrays,
-        train_loss=loss,
-        n_examples=len(samples),
-        equals_honest=partition in attacking and _equal(arrays, honest),
-    )
-
-
-def _attack(
-    task: FederatedTask,
-    model: nn.Module,
-    global_arrays: Arrays,
-    server_round: int,
-    partition: int,
-    attacking: tuple[int, ...],
-) -> Arrays:
-    scenario = task.scenario
-    own_first = (partition, *(p for p in attacking if p != partition))
-    context = AttackContext(
-        model=model,
-        global_arrays=global_arrays,
-        data=task.data.clients[partition],
-        peers=tuple(task.data.clients[p] for p in own_first),
-        trigger=task.trigger,
-        target_label=scenario.target_label,
-        training=scenario.local_training,
-        n_clients=scenario.clients_per_round,
-        rng=stream(scenario, "client", server_round, partition),
-    )
-    attack = ATTACKS[scenario.attack](**scenario.attack_options)
-    with _torch_seed(stream(scenario, "client", server_round, partition)):
-        return attack(context)
-
-
-@contextmanager
-def _torch_seed(rng: np.random.Generator) -> Iterator[None]:
-    """Seed torch's global generator (dropout draws from it) and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(0, 2**63 - 1)))
-        yield
-
-
-def _equal(a: Arrays, b: Arrays) -> bool:
-    return all(np.array_equal(a[name], b[name], equal_nan=True) for name in b)
-
+WARM_FOLDER = "warm"
+"""Beside the federations' own folders: models that they start from."""
 
 # The client's half
 
@@ -207,7 +114,7 @@ def serve(grid: Grid, folder: Path, audit_url: str, on_round: OnRound | None = N
     recorder = _Recorder(task, defense, RoundGrid(grid, nodes), folder, on_round)
     defense.strategy.start(
         grid=recorder.grid,
-        initial_arrays=to_record(get_arrays(task.new_model())),
+        initial_arrays=to_record(warm_arrays(task, folder.parent / WARM_FOLDER)),
         num_rounds=scenario.n_rounds,
         evaluate_fn=recorder.after_round,
     )
@@ -252,6 +159,7 @@ class _Recorder:
         self.folder, self.on_round = folder, on_round
         self.rows: list[RoundRow] = []
         self._model = task.new_model()
+        self._sent: Arrays = {}
         self._started = perf_counter()
         start_log(folder)
 
@@ -259,7 +167,8 @@ class _Recorder:
         """Flower's ``evaluate_fn``: called before the first round and after each."""
         round_seconds = perf_counter() - self._started
         named = from_record(arrays)
-        accuracy, asr = self.task.evaluate(self._model, named)
+        accuracy, asr = self.task.evaluate(self._model, named, self._shaped(server_round))
+        self._sent = named
         row = RoundRow(
             server_round=server_round,
             accuracy=accuracy,
@@ -271,6 +180,12 @@ class _Recorder:
         self._note(row, named)
         self._open(server_round + 1)
         return MetricRecord({"accuracy": accuracy, "asr": asr})
+
+    def _shaped(self, server_round: int) -> Samples | None:
+        """Test inputs with the trigger that this round's attackers shaped on the model they got."""
+        if server_round == 0:
+            return None
+        return shaped_inputs(self.task, self._model, self._sent, server_round)
 
     def _client_rows(self, server_round: int) -> tuple[ClientRow, ...]:
         attacking = attackers(self.task.scenario, server_round)

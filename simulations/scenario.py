@@ -68,6 +68,8 @@ class Scenario:
         Malicious clients in each round; None = as the draw has it.
     attack_from : int
         First round (from 1) in which they attack; before, they train honestly.
+    warm_rounds : int
+        Honest rounds of plain FedAvg before the first one: the federation starts from their model.
     defense : str
         ``none`` (FedAvg), ``multikrum`` (Flower's, told each round's true number of attackers),
         ``shield`` (FedAvg inside :class:`fl_shield.strategies.ShieldedStrategy`, told nothing), or
@@ -111,6 +113,7 @@ class Scenario:
     malicious_fraction: float = 0.2
     malicious_per_round: int | None = None
     attack_from: int = 1
+    warm_rounds: int = 0
     defense: str = "none"
     fpr_budget: float = 0.05
     mode: Mode = "filter"
@@ -298,6 +301,7 @@ def _check_sizes(scenario: Scenario) -> None:
     rules: list[tuple[str, float, bool, str]] = [
         ("n_clients", scenario.n_clients, scenario.n_clients >= 2, "at least 2"),
         ("n_rounds", scenario.n_rounds, scenario.n_rounds >= 1, "at least 1"),
+        ("warm_rounds", scenario.warm_rounds, scenario.warm_rounds >= 0, "at least 0"),
         ("alpha", scenario.alpha, scenario.alpha > 0, "above 0"),
         ("target_label", scenario.target_label, scenario.target_label >= 0, "at least 0"),
         ("n_clean", scenario.n_clean, scenario.n_clean >= 4, "at least 4"),

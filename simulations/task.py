@@ -41,10 +41,21 @@ class FederatedTask:
         """Return the network with the initial weights of the scenario's seed."""
         return build_model(self.scenario.model, self.data, self.scenario.seed)
 
-    def evaluate(self, model: nn.Module, arrays: Arrays) -> tuple[float, float]:
-        """Main-task accuracy and attack success rate of a global model, both in [0, 1]."""
+    def stamped_with(self, trigger: Trigger) -> Samples:
+        """Test examples without the target class, stamped with a trigger."""
+        others = self.data.test.take(self.data.test.y != self.scenario.target_label)
+        return Samples(x=trigger.stamp(others.x), y=others.y)
+
+    def evaluate(
+        self, model: nn.Module, arrays: Arrays, stamped: Samples | None = None
+    ) -> tuple[float, float]:
+        """Main-task accuracy and attack success rate of a global model, both in [0, 1].
+
+        Success is counted on ``stamped``, where attackers have shaped a trigger of their own.
+        """
         set_arrays(model, arrays)
-        hit = logits_of(model, self.stamped.x).argmax(1).numpy() == self.scenario.target_label
+        inputs = (stamped or self.stamped).x
+        hit = logits_of(model, inputs).argmax(1).numpy() == self.scenario.target_label
         return accuracy(model, self.data.test), float(hit.mean())
 
 

@@ -52,8 +52,8 @@ def named_steps(console: Console) -> Iterator[Callable[[str, float, float], None
         yield report
 
 
-DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "shield": "shield"}
-
+DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum"}
+"""What a defence is called where that is not its own name."""
 
 _TITLES = (
     "\nseed",
@@ -128,10 +128,15 @@ class CampaignProgress:
         )
 
 
+def defense_name(defense: str) -> str:
+    """Return what a defence is called in tables."""
+    return DEFENSE_NAMES.get(defense, defense)
+
+
 def describe(scenario: Scenario) -> str:
     """Return what tells a federation from the others, in words."""
     attack = "no attack" if scenario.attack == "none" else scenario.attack
-    return f"{attack} · {DEFENSE_NAMES[scenario.defense]} · seed {scenario.seed}"
+    return f"{attack} · {defense_name(scenario.defense)} · seed {scenario.seed}"
 
 
 def show_results(entries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -154,7 +159,7 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
     auc = entry["score_auc"]
     return [
         entry["attack"],
-        DEFENSE_NAMES[entry["defense"]],
+        defense_name(entry["defense"]),
         str(entry["seed"]),
         _percent(entry["main_accuracy"]),
         _percent(entry["asr"]),

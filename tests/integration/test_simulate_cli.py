@@ -168,7 +168,7 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], *named: str) -> None
     [
         (["--dataset", "mnist"], ["mnist", "digits"]),
         (["--attack", "neurotoxin"], ["neurotoxin", "badnets"]),
-        (["--defense", "flame"], ["flame", "multikrum"]),
+        (["--defense", "moat"], ["moat", "multikrum", "flame"]),
         (["--trigger", "hat"], ["hat", "patch"]),
         (["--trigger", "word"], ["word"]),
         (["--engine", "spark"], ["spark", "ray"]),

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from fl_shield.errors import EngineError, ScenarioError
-from fl_shield.simulations import federation
+from fl_shield.simulations import clients
+from fl_shield.simulations.clients import local_update
 from fl_shield.simulations.defenses import OracleMultiKrum
 from fl_shield.simulations.engines import flower_log, run
-from fl_shield.simulations.federation import MODEL_FILE, local_update
+from fl_shield.simulations.federation import MODEL_FILE
 from fl_shield.simulations.in_process import InProcessGrid, node_configs
 from fl_shield.simulations.outcome import ClientRow, RoundRow
 from fl_shield.simulations.round_grid import TRUTH, RoundGrid, nodes_by_partition
@@ -90,7 +91,7 @@ class Spy:
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[AttackContext]:
     Spy.seen.clear()
-    monkeypatch.setattr(federation, "ATTACKS", {"badnets": Spy})
+    monkeypatch.setattr(clients, "ATTACKS", {"badnets": Spy})
     return Spy.seen
 
 
@@ -111,6 +112,7 @@ def test_an_attacker_knows_its_round_and_its_peers(
     assert [p is task.data.clients[i] for p, i in zip(context.peers, (second, first), strict=True)]
     assert context.peers[0] is context.data
     assert (context.target_label, context.n_clients) == (3, 5)
+    assert (context.server_round, context.member, context.n_members) == (1, 1, 2)
     assert context.training == scenario.local_training
 
 
@@ -136,7 +138,7 @@ def test_an_attack_that_uploads_the_honest_model_is_noticed(
 
         return attack
 
-    monkeypatch.setattr(federation, "ATTACKS", {"badnets": honest})
+    monkeypatch.setattr(clients, "ATTACKS", {"badnets": honest})
     scenario = SMALL.with_(attack="badnets", clients_per_round=5)
     attacked = FederatedTask(
         scenario=scenario, data=task.data, trigger=task.trigger, stamped=task.stamped
