@@ -155,7 +155,7 @@ class Campaign:
     def is_finished(self, scenario: Scenario) -> bool:
         """Whether a federation with these settings and weights is there, with its audit."""
         entry = self._entry(scenario)
-        if entry is None or entry["weights"] != _weights_digest(scenario):
+        if entry is None or entry["weights"] != weights_digest(scenario):
             return False
         return not entry["audit"] or self._has_audit(entry["audit"]["run_id"])
 
@@ -228,7 +228,7 @@ class Campaign:
 
     def _write_results(self) -> list[Entry]:
         found = [entry for s in self.scenarios if (entry := self._entry(s)) is not None]
-        _write_json(self.out / RESULTS_FILE, {"federations": found})
+        write_json(self.out / RESULTS_FILE, {"federations": found})
         return found
 
 
@@ -243,14 +243,19 @@ def _run_one(
         **summarise(scenario, outcome),
         "settings": scenario.to_dict(),
         "audit": {"database": AUDIT_FILE, **outcome.audit} if outcome.audit else {},
-        "weights": _weights_digest(scenario),
-        "versions": {name: version(name) for name in VERSIONED},
+        "weights": weights_digest(scenario),
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write_json(folder / ENTRY_FILE, entry)
+    write_json(folder / ENTRY_FILE, entry)
 
 
-def _weights_digest(scenario: Scenario) -> str:
+def versions() -> dict[str, str]:
+    """Versions of what a federation's figures depend on, by package."""
+    return {name: version(name) for name in VERSIONED}
+
+
+def weights_digest(scenario: Scenario) -> str:
     """Digest of the shipped weights that a federation depends on, else empty."""
     if scenario.defense != "shield":
         return ""
@@ -258,7 +263,7 @@ def _weights_digest(scenario: Scenario) -> str:
     return hashlib.sha256(shipped.read_bytes()).hexdigest()[:16]
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file whole or not at all."""
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(values, indent=1) + "\n")

@@ -187,7 +187,8 @@ class Robust:
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
         """Copy the rule's vote; an update without any was rejected."""
         name = self._client_id(reply.metadata.src_node_id)
-        return _judged(row, self._robust.history_[-1].verdicts, name, _VOTELESS)
+        judged = _judged(row, self._robust.history_[-1].verdicts, name, _VOTELESS)
+        return replace(judged, score=self._robust.scores_.get(name))
 
 
 def _judged(

@@ -31,7 +31,7 @@ class ClientRow:
     vote : float
         Part of its vote that the update kept, in [0, 1].
     score, p_value : float, optional
-        The shield's suspicion; None under other defences and for malformed replies.
+        The defence's suspicion, and the shield's p-value; None where there is none.
     """
 
     partition: int
@@ -132,7 +132,7 @@ def summarise(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
         "final_accuracy": rows[-1].accuracy,
         "asr": float(np.mean([row.asr for row in last])),
         "asr_peak": max(row.asr for row in attacked),
-        **_rates([client for row in rows for client in row.clients]),
+        **rejection_rates([client for row in rows for client in row.clients]),
         "score_auc": _score_auc([client for row in attacked for client in row.clients]),
         "fpr_budget": scenario.fpr_budget,
         "shield_seconds": sum(row.shield_seconds for row in rows),
@@ -141,7 +141,12 @@ def summarise(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _rates(clients: Sequence[ClientRow]) -> dict[str, Any]:
+def rejection_rates(clients: Sequence[ClientRow]) -> dict[str, Any]:
+    """Shares of updates that were rejected, and of their votes that were kept, by kind.
+
+    None where there is nothing to count; attackers' uploads that equal their honest ones are
+    counted apart.
+    """
     benign = [c.rejected for c in clients if not c.malicious]
     malicious = [c.rejected for c in clients if c.malicious and not c.equals_honest]
     equal = [c.rejected for c in clients if c.malicious and c.equals_honest]

@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "audit": "fl_shield.cli.audit",
     "meta-train": "fl_shield.cli.meta_train",
     "evaluate": "fl_shield.cli.evaluate",
+    "arena": "fl_shield.cli.arena",
 }
 """Module of each command; it holds a typer ``app`` and imports nothing heavy on its own."""
 

@@ -161,16 +161,17 @@ def _cells(entry: Mapping[str, Any]) -> list[str]:
         entry["attack"],
         defense_name(entry["defense"]),
         str(entry["seed"]),
-        _percent(entry["main_accuracy"]),
-        _percent(entry["asr"]),
-        _percent(entry["tpr"] if defended else None),
-        _percent(entry["fpr"] if defended else None),
+        percent(entry["main_accuracy"]),
+        percent(entry["asr"]),
+        percent(entry["tpr"] if defended else None),
+        percent(entry["fpr"] if defended else None),
         "–" if auc is None else f"{auc:.3f}",
-        _percent(entry["shield_seconds"] / entry["round_seconds"] if shielded else None),
+        percent(entry["shield_seconds"] / entry["round_seconds"] if shielded else None),
     ]
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a share in per cent, or a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 

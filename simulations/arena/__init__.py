@@ -1,0 +1,1 @@
+"""The arena: every attack against every defence, on the same recorded federations."""

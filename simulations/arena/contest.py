@@ -1,0 +1,164 @@
+"""Runs an arena table: records every attack once, asks every defence, then closes the loop.
+
+Whatever is finished is on disk at once; the next call with the same settings goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fl_shield.simulations.arena.recording import VERSION, Recording, attack_digest
+from fl_shield.simulations.arena.replay import cell_of, replay
+from fl_shield.simulations.arena.tables import ArenaTable
+from fl_shield.simulations.campaign import Campaign, OnEvent, weights_digest, write_json
+from fl_shield.simulations.outcome import RoundRow
+from fl_shield.simulations.processes import HERE, Workers, as_done
+from fl_shield.simulations.scenario import Scenario
+
+CELLS_FOLDER, CLOSED_FOLDER = "cells", "closed"
+Entry = Mapping[str, Any]
+"""One cell of the recorded grid: where, who against whom, and the figures."""
+OnStep = Callable[[str, float, float], None]
+"""Told of a step's name, what is done and what there is to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A table, its seeds and where it works.
+
+    Attributes
+    ----------
+    table : ArenaTable
+    seeds : tuple of int
+    out : Path
+        Takes cells, closed federations, tables and figures.
+    cache : Path
+        Takes recordings: large, and shared by all contests.
+    workers : Workers
+    """
+
+    table: ArenaTable
+    seeds: tuple[int, ...]
+    out: Path
+    cache: Path
+    workers: Workers = HERE
+
+    def recorded(self, report: OnStep | None = None) -> list[Entry]:
+        """Record what is missing, ask every defence, and return all cells.
+
+        Parameters
+        ----------
+        report : callable, optional
+            Told as work gets done.
+        """
+        told = report or (lambda step, done, total: None)
+        calm = [self.table.recorded("none", seed) for seed in self.seeds]
+        self._work(partial(record_honest, self.cache), calm, "honest rounds", told)
+        attacks = [
+            self.table.recorded(attack, seed)
+            for seed in self.seeds
+            for attack in ("none", *self.table.attacks)
+        ]
+        judge = partial(judge_recorded, self.cache, self.out / CELLS_FOLDER, self.table.replayed)
+        self._work(judge, attacks, "attacks", told)
+        return [entry for s in attacks for entry in self._entries(s)]
+
+    def closed(self, on_event: OnEvent | None = None) -> list[Entry]:
+        """Train through FedAvg and the table's closed defences, and return the federations."""
+        return list(self.campaign.conduct(on_event))
+
+    @property
+    def campaign(self) -> Campaign:
+        """The federations that are trained through their defence."""
+        return Campaign(
+            scenarios=tuple(self.table.closed_loop(self.seeds)),
+            out=self.out / CLOSED_FOLDER,
+            n_workers=self.workers.n_processes,
+        )
+
+    def _work(
+        self,
+        work: Callable[[str], None],
+        scenarios: Sequence[Scenario],
+        step: str,
+        report: OnStep,
+    ) -> None:
+        report(step, 0, len(scenarios))
+        texts = [scenario.to_json() for scenario in scenarios]
+        for i, _ in enumerate(as_done(work, texts, self.workers), start=1):
+            report(step, i, len(scenarios))
+
+    def _entries(self, scenario: Scenario) -> list[Entry]:
+        folder = self.out / CELLS_FOLDER
+        paths = [cell_path(folder, scenario, defense) for defense in self.table.replayed]
+        return [json.loads(path.read_text())["cell"] for path in paths]
+
+
+def record_honest(cache: Path, scenario_json: str) -> None:
+    """Record the honest rounds of a scenario: what a worker process does first."""
+    recording = Recording(Scenario.from_json(scenario_json), cache)
+    for server_round in range(1, recording.scenario.n_rounds + 1):
+        recording.honest_round(server_round)
+
+
+def judge_recorded(
+    cache: Path, folder: Path, defenses: tuple[str, ...], scenario_json: str
+) -> None:
+    """Record an attack where it is not, and write the cell of every defence that lacks one."""
+    scenario = Scenario.from_json(scenario_json)
+    missing = [d for d in defenses if not cell_path(folder, scenario, d).exists()]
+    if not missing:
+        return
+    recording = Recording(scenario, cache)
+    folder.mkdir(parents=True, exist_ok=True)
+    for defense in missing:
+        with _quiet_flower():
+            rows = replay(recording, defense)
+        write_json(cell_path(folder, scenario, defense), _cell(scenario, defense, rows))
+
+
+def cell_path(folder: Path, scenario: Scenario, defense: str) -> Path:
+    """File of one cell: its name, and a digest of all that it depends on."""
+    facts = [
+        attack_digest(scenario),
+        scenario.n_rounds,
+        scenario.fpr_budget,
+        scenario.n_test,
+        weights_digest(scenario.with_(defense=defense)),
+        VERSION,
+    ]
+    digest = sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    return folder / f"{scenario.attack}-{defense}-s{scenario.seed}-{digest}.json"
+
+
+def _cell(scenario: Scenario, defense: str, rows: list[RoundRow]) -> dict[str, Any]:
+    where = {
+        "dataset": scenario.dataset,
+        "attack": scenario.attack,
+        "defense": defense,
+        "seed": scenario.seed,
+    }
+    return {
+        "cell": {**where, **asdict(cell_of(rows))},
+        "rounds": [row.to_dict() for row in rows],
+    }
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Keep Flower's account of every round off the terminal."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
