@@ -94,6 +94,8 @@ class RobustStrategy(Strategy):
         Every round so far, with the rule's own account of it among the notes.
     run_id_ : str
         The audit's name for this run; empty without an audit.
+    scores_ : mapping of str to float
+        The rule's suspicion of each client of the last round, where it has such a thing.
     n_plain_ : int
         Rounds in which the rule returned nothing but the plain mean.
 
@@ -127,6 +129,7 @@ class RobustStrategy(Strategy):
         self.client_id = client_id or str
         self.limits = limits or limits_of(self.strategy)
         self.state_: State = {}
+        self.scores_: Mapping[str, float] = {}
         self.n_plain_ = 0
         self._recorder = Recorder(audit)
         self._reference: Arrays = {}
@@ -225,6 +228,8 @@ class RobustStrategy(Strategy):
             np.subtract(context.layout.flat(a.checked.arrays), start, out=row)
         weights = np.array([a.checked.n_examples for a in accepted], dtype=np.float64)
         found, self.state_ = self.aggregator.step(updates, weights, self.state_, context)
+        scores = [] if found.scores is None else found.scores.tolist()
+        self.scores_ = dict(zip(context.client_ids, scores, strict=False))
         self.n_plain_ += int(is_plain_mean(found, updates, weights))
         return found
 
