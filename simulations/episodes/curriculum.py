@@ -8,7 +8,11 @@ from fl_shield.errors import ScenarioError
 from fl_shield.simulations.episodes.calm import calm_settings
 from fl_shield.simulations.episodes.pool_facts import DOMAINS, POOLS
 from fl_shield.simulations.episodes.population import VictimSetting, training_victims
-from fl_shield.simulations.episodes.rounds import FederationSetting, draw_setting
+from fl_shield.simulations.episodes.rounds import (
+    FederationSetting,
+    among_all_attacks,
+    draw_setting,
+)
 from fl_shield.types import Representation
 
 N_CALM_ROUNDS = 24
@@ -29,6 +33,9 @@ class Curriculum:
         Federations of each data set.
     n_rounds : int
         Attacked rounds of each federation; every one is attacked in five ways and none.
+    zoo : bool
+        Whether rounds are attacked in ways drawn from the whole arena, up to half of the clients
+        malicious, instead.
     with_files : bool
         Whether data sets that are files beside the package take part, or the embedded ones only.
     only : tuple of str
@@ -43,6 +50,7 @@ class Curriculum:
     n_digits: int = 16
     n_glyphs: int = 44
     n_rounds: int = 3
+    zoo: bool = False
     with_files: bool = False
     only: tuple[str, ...] = ()
     seed: int = 0
@@ -98,7 +106,8 @@ class Curriculum:
         named = [("glyphs", i) for i in range(self.n_glyphs)]
         named += [("digits", i) for i in range(self.n_digits)]
         drawn = [draw_setting(name, first + i, self.n_rounds) for name, i in named]
-        return [replace(setting, representation=self.representation) for setting in drawn]
+        chosen = map(among_all_attacks, drawn) if self.zoo else drawn
+        return [replace(setting, representation=self.representation) for setting in chosen]
 
     def calm_settings(self) -> list[FederationSetting]:
         """Attack-free federations that the null distribution of updates is taken from."""

@@ -42,6 +42,32 @@ HELD_OUT_ATTACK = "perturbation"
 STEALTHY = ("badnets", "norm_clipped", "lp")
 """Attacks that may leak: an undetected one shifts the global model without wrecking it."""
 
+ZOO = (
+    *ATTACK_NAMES,
+    "dba",
+    "chameleon",
+    "a3fl",
+    "iba",
+    "edge_case",
+    "sybil",
+    "ipm",
+    "min_max",
+    "min_sum",
+    "label_flip",
+    "gaussian",
+)
+"""Attacks of the arena that weights may learn from."""
+
+HELD_OUT_FAMILIES = (
+    "lf",
+    "neurotoxin",
+    "constrain_and_scale",
+    "alie",
+    "evasive",
+    HELD_OUT_ATTACK,
+)
+"""Attacks of the arena that no weights ever learn from."""
+
 MODELS = {"digits": {"digits-cnn": 0.7, "digits-mlp": 0.3}, "glyphs": {"small-cnn": 1.0}}
 """Networks of each data set, and how often each is drawn."""
 
@@ -70,6 +96,10 @@ class FederationSetting:
         What the detector reads of a view.
     attacks : tuple of str
         Attacks of each profiled round, in the order of the draws before they are shuffled.
+    n_attacks : int
+        So many of them are drawn for each profiled round; 0 = all.
+    most_malicious : float
+        Largest share of a round that is malicious; at most four clients unless it is above 0.4.
     """
 
     seed: int
@@ -86,12 +116,16 @@ class FederationSetting:
     partial: float = 0.0
     representation: Representation = "profile"
     attacks: tuple[str, ...] = ATTACK_NAMES
+    n_attacks: int = 0
+    most_malicious: float = 0.4
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
         facts = asdict(self)
-        if self.attacks == ATTACK_NAMES:  # as all once were: caches keep their names
-            del facts["attacks"]
+        once = {"attacks": ATTACK_NAMES, "n_attacks": 0, "most_malicious": 0.4}
+        for name, value in once.items():  # as all once were: caches keep their names
+            if getattr(self, name) == value:
+                del facts[name]
         return {"source": "federation", **facts}
 
 
@@ -123,6 +157,17 @@ def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSettin
     )
 
 
+def among_all_attacks(setting: FederationSetting, n_attacks: int = 6) -> FederationSetting:
+    """The same federation, each round under attacks drawn from :data:`ZOO`, up to half malicious.
+
+    Examples
+    --------
+    >>> among_all_attacks(draw_setting("digits", 3)).most_malicious
+    0.5
+    """
+    return replace(setting, attacks=ZOO, n_attacks=n_attacks, most_malicious=0.5)
+
+
 def _draw_training(rng: np.random.Generator) -> TrainingConfig:
     momentum = float(rng.choice([0.0, 0.9]))
     fastest = 0.06 if momentum else 0.2
@@ -145,7 +190,16 @@ def draw_attack(name: str, n_clients: int, rng: np.random.Generator) -> Attack:
         "lp": {"lambda_": float(rng.choice([0.5, 1.0, 2.0])), "max_passes": 12},
         HELD_OUT_ATTACK: {"poison_rate": rate},
     }
-    return make_attack(name, **settings[name])
+    return make_attack(name, **(settings[name] if name in settings else _draw_rarer(name, rng)))
+
+
+def _draw_rarer(name: str, rng: np.random.Generator) -> dict[str, float]:
+    """Settings of an attack that only :data:`ZOO` has; further draws, so that others stay."""
+    rate, factor = float(rng.uniform(0.3, 1.0)), float(rng.uniform(0.5, 4.0))
+    poisoning = ("dba", "chameleon", "a3fl", "iba", "edge_case")
+    if name in poisoning:
+        return {"poison_rate": rate}
+    return {"epsilon": factor} if name == "ipm" else {}
 
 
 def simulate_federation(setting: FederationSetting) -> Iterator[Episode]:
@@ -201,6 +255,7 @@ class Federation:
         self.model = build_model(setting.model, data, setting.seed)
         self.scratch = build_model(setting.model, data, setting.seed)
         self.arrays: Arrays = get_arrays(self.model)
+        self.previous: Arrays | None = None
         self.inspector = Inspector(self.scratch, data.clean, detector, seed=setting.seed)
 
     def honest_round(self, server_round: int) -> None:
@@ -215,12 +270,11 @@ class Federation:
         honest = self.honest_updates(clients, server_round)
         if self.diverged:
             return
-        n_malicious = int(rng.integers(1, max(2, int(0.4 * len(clients)) + 1)))
-        malicious = rng.choice(len(clients), size=min(n_malicious, 4), replace=False)
+        malicious = self._draw_malicious(len(clients), rng)
         labels = np.zeros(len(clients), np.int64)
         labels[malicious] = 1
         leaking: list[Arrays] = honest
-        for name in rng.permutation(self.setting.attacks):
+        for name in rng.permutation(self.setting.attacks)[: self.setting.n_attacks or None]:
             uploads = self._attacked(name, honest, clients, malicious, server_round, rng)
             if not all(map(_is_finite, uploads)):
                 continue
@@ -231,6 +285,12 @@ class Federation:
         yield self._episode("none", honest, np.zeros_like(labels))
         self.inspector.remember(rng.random(len(clients)) < 0.95)
         self.aggregate(leaking if rng.random() < self.setting.leak else honest, clients)
+
+    def _draw_malicious(self, n_clients: int, rng: np.random.Generator) -> NDArray[np.intp]:
+        share = self.setting.most_malicious
+        n_malicious = int(rng.integers(1, max(2, int(share * n_clients) + 1)))
+        most = n_malicious if share > 0.4 else min(n_malicious, 4)
+        return rng.choice(n_clients, size=most, replace=False)
 
     def _episode(self, family: str, uploads: Sequence[Arrays], labels: Ints) -> Episode:
         query, support = self.inspector.views(self.arrays, uploads)
@@ -276,6 +336,7 @@ class Federation:
         )
         target = int(keyed(self.setting.seed, 7).integers(self.data.n_classes))
         uploads = list(honest)
+        members = sorted(malicious)
         for position in malicious:
             others = [self.data.clients[clients[p]] for p in malicious if p != position]
             own = self.data.clients[clients[position]]
@@ -290,6 +351,10 @@ class Federation:
                     training=self.setting.training,
                     n_clients=len(clients),
                     rng=keyed(self.setting.seed, 5, server_round, int(clients[position])),
+                    server_round=server_round + 1,
+                    member=members.index(position),
+                    n_members=len(members),
+                    previous_arrays=self.previous,
                 )
             )
         return uploads
@@ -298,6 +363,7 @@ class Federation:
         """Replace the global model by the mean of uploads, weighted by examples."""
         sizes = np.array([len(self.data.clients[c]) for c in clients], dtype=np.float64)
         weights = sizes / sizes.sum()
+        self.previous = self.arrays
         self.arrays = {
             name: np.tensordot(weights, np.stack([u[name] for u in uploads]), 1).astype(a.dtype)
             for name, a in self.arrays.items()
