@@ -304,23 +304,6 @@ def cosines_of(a: Floats, b: Floats) -> Floats:
     return cosines
 
 
-def squared_distances(updates: Floats) -> Floats:
-    """Squared distance of every two updates ``(n, P)``: ``(n, n)``, the diagonal exactly 0.
-
-    Examples
-    --------
-    >>> squared_distances(np.array([[0.0, 0.0], [3.0, 4.0]]))
-    array([[ 0., 25.],
-           [25.,  0.]])
-    """
-    centred = updates - updates.mean(0, dtype=np.float64).astype(updates.dtype)
-    gram = (centred @ centred.T).astype(np.float64)
-    squared = np.diag(gram)[:, None] + np.diag(gram)[None] - 2 * gram
-    np.fill_diagonal(squared, 0.0)
-    positive: Floats = np.maximum(squared, 0.0)
-    return positive
-
-
 def is_plain_mean(aggregate: Aggregate, updates: Floats, weights: Floats) -> bool:
     """Whether a rule returned nothing but the weighted mean: it did not act in this round.
 

@@ -15,19 +15,24 @@ if TYPE_CHECKING:
     from fl_shield.simulations.arena.summary import Standing
 
 _TITLES = (
-    "malicious\nrejected",
-    "in the worst\nattack",
-    "benign\nrejected",
+    "mal.\nrej.",
+    "at\nleast",
+    "benign\nrej.",
     "false\nalarms",
-    "score\nAUC",
-    "worst ASR\nin a round",
-    "accuracy\nlost",
-    "ms a\nround",
+    "\nAUC",
+    "worst\nASR",
+    "acc.\nlost",
+    "\nms",
 )
 
 
 def show_standings(found: Sequence[Standing], console: Console | None = None) -> None:
-    """Print one row for each defence of a recorded grid, the lowest worst case first."""
+    """Print one row for each defence of a recorded grid, the lowest worst case first.
+
+    Malicious updates rejected, in the mean and in the attack with the fewest; benign ones rejected
+    under attack and without one; the largest success rate after one aggregated round, the accuracy
+    lost in the mean, and milliseconds of an aggregation.
+    """
     table = _table(("\ndefence",), _TITLES)
     for s in found:
         table.add_row(
@@ -37,7 +42,7 @@ def show_standings(found: Sequence[Standing], console: Console | None = None) ->
             percent(s.benign_rejected),
             percent(s.false_alarms),
             "–" if s.auc is None else f"{s.auc:.3f}",
-            f"{percent(s.worst_asr)} {s.worst_attack}",
+            percent(s.worst_asr),
             percent(s.accuracy_lost),
             f"{1000 * s.seconds:.0f}",
         )

@@ -20,10 +20,17 @@ Preset = Annotated[str | None, _option(_RUN, help="Start from named settings: de
 Out = Annotated[Path, typer.Option(help="Folder for results.", rich_help_panel=_RUN)]
 Dataset = Annotated[
     str | None,
-    _option(_WHO, help="digits (default), glyphs, roles (all embedded), femnist, shakespeare."),
+    _option(
+        _WHO,
+        help="digits (default), glyphs, roles (all embedded), cartpole (played), femnist, "
+        "shakespeare, cifar10, gtsrb, ag-news.",
+    ),
 ]
 DataDir = Annotated[
-    str | None, _option(_WHO, help="Folder of the data set: LEAF json (also gzipped) or npz.")
+    str | None,
+    _option(
+        _WHO, help="Folder of the data set: LEAF json (also gzipped), npz, or csv for ag-news."
+    ),
 ]
 Partition = Annotated[
     str | None, _option(_WHO, help="natural (by writer or role), dirichlet or iid.")
@@ -57,7 +64,12 @@ Options = Annotated[
 ]
 Scale = Annotated[float | None, _option(_ATTACK, help="Boost of model_replacement.")]
 TriggerFamily = Annotated[
-    str | None, _option(_ATTACK, "--trigger", help="patch, polygon, blended; word for text.")
+    str | None,
+    _option(
+        _ATTACK,
+        "--trigger",
+        help="patch, polygon, blended; word for text; state_value for states.",
+    ),
 ]
 TargetLabel = Annotated[int | None, _option(_ATTACK, help="Class of stamped inputs [0].")]
 Malicious = Annotated[float | None, _option(_ATTACK, help="Share of malicious clients [0.2].")]
