@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, MultiKrum, Strategy
 
+from fl_shield.aggregators import make_aggregator
 from fl_shield.detector import MetaShield
 from fl_shield.inspector import Inspector
 from fl_shield.simulations.outcome import ClientRow
@@ -160,7 +161,7 @@ class Robust:
     ) -> None:
         self._client_id = client_id
         self._robust = RobustStrategy(
-            rule,
+            make_aggregator(rule, **task.scenario.defense_options),
             strategy=FedAvg(**_all_nodes()),
             model=task.new_model(),
             clean_data=task.data.clean,

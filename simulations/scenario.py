@@ -29,8 +29,9 @@ ROBUST_DEFENSES = tuple(rule for rule in AGGREGATORS if rule not in ("mean", "mu
 DEFENSES = ("none", "multikrum", "shield", *ROBUST_DEFENSES)
 ENGINES: tuple[Engine, ...] = ("in-process", "ray")
 PARTITIONS = ("natural", "dirichlet", "iid")
-TEXT_DATASETS = ("shakespeare", "roles")
-OWNERLESS_DATASETS = ("digits",)
+TEXT_DATASETS = ("shakespeare", "roles", "ag-news")
+STATE_DATASETS = ("cartpole",)
+OWNERLESS_DATASETS = ("digits", "cifar10", "gtsrb", "ag-news", "cartpole")
 
 STREAMS = ("malicious", "participants", "client")
 """Named streams of a scenario's seed; append new ones at the end."""
@@ -59,7 +60,8 @@ class Scenario:
         Name in :data:`fl_shield.attacks.ATTACKS` and its keyword arguments.
     trigger : str
         Family in :data:`fl_shield.triggers.TRIGGERS`, in the fixed form of benchmarks
-        (:func:`fl_shield.triggers.default_trigger`); "" = ``word`` for text, else ``patch``.
+        (:func:`fl_shield.triggers.default_trigger`); "" = ``word`` for text, ``state_value`` for
+        states, else ``patch``.
     target_label : int
         What the backdoor should make of a stamped input.
     malicious_fraction : float
@@ -74,6 +76,8 @@ class Scenario:
         ``none`` (FedAvg), ``multikrum`` (Flower's, told each round's true number of attackers),
         ``shield`` (FedAvg inside :class:`fl_shield.strategies.ShieldedStrategy`, told nothing), or
         a rule of :data:`fl_shield.aggregators.AGGREGATORS`, told nothing.
+    defense_options
+        Keyword arguments of a rule of :data:`fl_shield.aggregators.AGGREGATORS`.
     fpr_budget, mode, probes
         Settings of the shield.
     weights : {"updates", "inputs"}
@@ -115,6 +119,7 @@ class Scenario:
     attack_from: int = 1
     warm_rounds: int = 0
     defense: str = "none"
+    defense_options: Mapping[str, float] = field(default_factory=dict)
     fpr_budget: float = 0.05
     mode: Mode = "filter"
     probes: bool = True
@@ -128,15 +133,17 @@ class Scenario:
         _check_names(self)
         _check_sizes(self)
         _check_malicious(self)
+        _check_probes(self)
         defaults: dict[str, Any] = {
             "partition": "dirichlet" if self.dataset in OWNERLESS_DATASETS else "natural",
             "model": default_model(self.dataset),
             "training": default_training(self.dataset),
-            "trigger": "word" if self.dataset in TEXT_DATASETS else "patch",
+            "trigger": _usual_trigger(self.dataset),
         }
         for name, value in defaults.items():
             object.__setattr__(self, name, getattr(self, name) or value)
         object.__setattr__(self, "attack_options", _checked_options(self))
+        object.__setattr__(self, "defense_options", _checked_rule(self))
 
     @property
     def local_training(self) -> TrainingConfig:
@@ -262,6 +269,12 @@ def attackers(scenario: Scenario, server_round: int) -> tuple[int, ...]:
     return tuple(p for p in malicious_clients(scenario) if p in asked)
 
 
+def _usual_trigger(dataset: str) -> str:
+    if dataset in STATE_DATASETS:
+        return "state_value"
+    return "word" if dataset in TEXT_DATASETS else "patch"
+
+
 def _n_malicious(scenario: Scenario) -> int:
     return round(scenario.malicious_fraction * scenario.n_clients)
 
@@ -295,6 +308,27 @@ def _checked_options(scenario: Scenario) -> dict[str, float]:
     except ValueError as error:
         raise ScenarioError(f"attack {scenario.attack!r} refuses its options: {error}") from error
     return dict(scenario.attack_options)
+
+
+def _checked_rule(scenario: Scenario) -> dict[str, float]:
+    options = dict(scenario.defense_options)
+    if scenario.defense not in ROBUST_DEFENSES:
+        if options:
+            raise ScenarioError(
+                f"defense {scenario.defense!r} takes no options, got {', '.join(options)}; remove "
+                "them, or choose a rule that does"
+            )
+        return options
+    try:
+        AGGREGATORS[scenario.defense](**options)
+    except TypeError as error:
+        raise ScenarioError(
+            f"defense {scenario.defense!r} takes other options than {options}: "
+            f"{str(error).split('() ')[-1]}; remove it"
+        ) from error
+    except ValueError as error:
+        raise ScenarioError(f"defense {scenario.defense!r} refuses its options: {error}") from error
+    return options
 
 
 def _check_sizes(scenario: Scenario) -> None:
@@ -351,6 +385,14 @@ def _check_malicious(scenario: Scenario) -> None:
         raise ScenarioError(
             f"malicious_per_round {per_round} leaves {scenario.clients_per_round - per_round} "
             f"places for {n_benign} benign clients; lower clients_per_round or raise it"
+        )
+
+
+def _check_probes(scenario: Scenario) -> None:
+    if scenario.dataset in STATE_DATASETS and scenario.defense == "shield" and scenario.probes:
+        raise ScenarioError(
+            f"the shield has no probes for the states of {scenario.dataset}, got probes=True; set "
+            "it to False (--no-probes)"
         )
 
 

@@ -60,16 +60,17 @@ class Contest:
             Told as work gets done.
         """
         told = report or (lambda step, done, total: None)
-        calm = [self.table.recorded("none", seed) for seed in self.seeds]
+        calm = [[self.table.recorded("none", seed)] for seed in self.seeds]
         self._work(partial(record_honest, self.cache), calm, "honest rounds", told)
-        attacks = [
-            self.table.recorded(attack, seed)
+        bouts = [
+            self.table.contenders(attack, seed)
             for seed in self.seeds
             for attack in ("none", *self.table.attacks)
         ]
-        judge = partial(judge_recorded, self.cache, self.out / CELLS_FOLDER, self.table.replayed)
-        self._work(judge, attacks, "attacks", told)
-        return [entry for s in attacks for entry in self._entries(s)]
+        folder = self.out / CELLS_FOLDER
+        self._work(partial(judge_recorded, self.cache, folder), bouts, "attacks", told)
+        paths = [cell_path(folder, judged) for bout in bouts for judged in bout]
+        return [json.loads(path.read_text())["cell"] for path in paths]
 
     def closed(self, on_event: OnEvent | None = None) -> list[Entry]:
         """Train through FedAvg and the table's closed defences, and return the federations."""
@@ -86,64 +87,66 @@ class Contest:
 
     def _work(
         self,
-        work: Callable[[str], None],
-        scenarios: Sequence[Scenario],
+        work: Callable[[tuple[str, ...]], None],
+        bouts: Sequence[Sequence[Scenario]],
         step: str,
         report: OnStep,
     ) -> None:
-        report(step, 0, len(scenarios))
-        texts = [scenario.to_json() for scenario in scenarios]
+        report(step, 0, len(bouts))
+        texts = [tuple(scenario.to_json() for scenario in bout) for bout in bouts]
         for i, _ in enumerate(as_done(work, texts, self.workers), start=1):
-            report(step, i, len(scenarios))
-
-    def _entries(self, scenario: Scenario) -> list[Entry]:
-        folder = self.out / CELLS_FOLDER
-        paths = [cell_path(folder, scenario, defense) for defense in self.table.replayed]
-        return [json.loads(path.read_text())["cell"] for path in paths]
+            report(step, i, len(bouts))
 
 
-def record_honest(cache: Path, scenario_json: str) -> None:
+def record_honest(cache: Path, bout: tuple[str, ...]) -> None:
     """Record the honest rounds of a scenario: what a worker process does first."""
-    recording = Recording(Scenario.from_json(scenario_json), cache)
+    recording = Recording(Scenario.from_json(bout[0]), cache)
     for server_round in range(1, recording.scenario.n_rounds + 1):
         recording.honest_round(server_round)
 
 
-def judge_recorded(
-    cache: Path, folder: Path, defenses: tuple[str, ...], scenario_json: str
-) -> None:
-    """Record an attack where it is not, and write the cell of every defence that lacks one."""
-    scenario = Scenario.from_json(scenario_json)
-    missing = [d for d in defenses if not cell_path(folder, scenario, d).exists()]
+def judge_recorded(cache: Path, folder: Path, bout: tuple[str, ...]) -> None:
+    """Record an attack where it is not, and write the cell of every defence that lacks one.
+
+    Parameters
+    ----------
+    cache, folder : Path
+        Of recordings, and of cells.
+    bout : tuple of str
+        Scenarios that differ in their defence only, as JSON.
+    """
+    scenarios = [Scenario.from_json(text) for text in bout]
+    missing = [s for s in scenarios if not cell_path(folder, s).exists()]
     if not missing:
         return
-    recording = Recording(scenario, cache)
+    recording = Recording(missing[0], cache)
     folder.mkdir(parents=True, exist_ok=True)
-    for defense in missing:
+    for scenario in missing:
         with _quiet_flower():
-            rows = replay(recording, defense)
-        write_json(cell_path(folder, scenario, defense), _cell(scenario, defense, rows))
+            rows = replay(recording, scenario.defense, scenario.defense_options)
+        write_json(cell_path(folder, scenario), _cell(scenario, rows))
 
 
-def cell_path(folder: Path, scenario: Scenario, defense: str) -> Path:
+def cell_path(folder: Path, scenario: Scenario) -> Path:
     """File of one cell: its name, and a digest of all that it depends on."""
     facts = [
         attack_digest(scenario),
+        dict(scenario.defense_options),
         scenario.n_rounds,
-        scenario.fpr_budget,
+        scenario.fpr_budget if scenario.defense == "shield" else None,
         scenario.n_test,
-        weights_digest(scenario.with_(defense=defense)),
+        weights_digest(scenario),
         VERSION,
     ]
     digest = sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    return folder / f"{scenario.attack}-{defense}-s{scenario.seed}-{digest}.json"
+    return folder / f"{scenario.attack}-{scenario.defense}-s{scenario.seed}-{digest}.json"
 
 
-def _cell(scenario: Scenario, defense: str, rows: list[RoundRow]) -> dict[str, Any]:
+def _cell(scenario: Scenario, rows: list[RoundRow]) -> dict[str, Any]:
     where = {
         "dataset": scenario.dataset,
         "attack": scenario.attack,
-        "defense": defense,
+        "defense": scenario.defense,
         "seed": scenario.seed,
     }
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -20,6 +21,8 @@ from fl_shield.simulations.scenario import participants
 from fl_shield.simulations.task import FederatedTask
 from fl_shield.strategies.records import from_record, to_record
 
+_NO_OPTIONS: Mapping[str, float] = {}
+
 
 def is_replayable(defense: str) -> bool:
     """Whether a defence can be asked about replies that were recorded without it.
@@ -30,14 +33,16 @@ def is_replayable(defense: str) -> bool:
     return defense not in AGGREGATORS or not isinstance(AGGREGATORS[defense](), Preparing)
 
 
-def replay(recording: Recording, defense_name: str) -> list[RoundRow]:
+def replay(
+    recording: Recording, defense_name: str, options: Mapping[str, float] = _NO_OPTIONS
+) -> list[RoundRow]:
     """Ask a defence about every recorded round; its memory lives for the federation.
 
     Accuracy and success rate of a row are those of the recorded model after this defence has
     aggregated this round once: what one attacked round does to a clean model under it.
     """
-    scenario = recording.scenario.with_(defense=defense_name)
-    task = _with_scenario(recording.task, defense_name)
+    scenario = recording.scenario.with_(defense=defense_name, defense_options=options)
+    task = replace(recording.task, scenario=scenario)
     stage = _Stage(task)
     defense = MAKE_DEFENSE[defense_name](task, None, stage.names.__getitem__)
     return [
@@ -108,15 +113,6 @@ class _Stage:
             }
         )
         return Message(content=content, reply_to=message)
-
-
-def _with_scenario(task: FederatedTask, defense: str) -> FederatedTask:
-    return FederatedTask(
-        scenario=task.scenario.with_(defense=defense),
-        data=task.data,
-        trigger=task.trigger,
-        stamped=task.stamped,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

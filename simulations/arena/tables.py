@@ -9,7 +9,6 @@ from typing import Any, Self
 from fl_shield.attacks import ATTACKS
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.arena.replay import is_replayable
-from fl_shield.simulations.campaign import plan
 from fl_shield.simulations.scenario import DEFENSES, Scenario
 from fl_shield.types import TrainingConfig
 
@@ -33,6 +32,15 @@ EVERY_ATTACK = tuple(name for name in ATTACKS if name != "none")
 EVERY_DEFENSE = tuple(DEFENSES)
 
 
+SHORT_FEDERATIONS: Mapping[str, Mapping[str, float]] = {
+    "fldetector": {"first_round": 0, "window": 3},
+    "deepsight": {"n_inputs": 500},
+}
+"""Settings without which a rule would sleep, or run for hours, in a table of a few rounds: by
+default FLDetector begins at round 50 and DeepSight reads 60,000 noise inputs of each client.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArenaTable:
     """One grid of attacks and defences on one kind of federation.
@@ -48,6 +56,8 @@ class ArenaTable:
         Asked about every recorded reply.
     closed : tuple of str
         Defences that also train through the attack; plain FedAvg always does.
+    attack_options, defense_options : mapping of str to mapping
+        By name, where a table changes the published settings.
 
     Examples
     --------
@@ -62,6 +72,9 @@ class ArenaTable:
     defenses: tuple[str, ...] = EVERY_DEFENSE
     closed: tuple[str, ...] = ("shield",)
     attack_options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    defense_options: Mapping[str, Mapping[str, float]] = field(
+        default_factory=lambda: SHORT_FEDERATIONS
+    )
 
     def __post_init__(self) -> None:
         for what, names, known in (
@@ -92,16 +105,22 @@ class ArenaTable:
         options = self.attack_options.get(attack, {})
         return Scenario(**{**self.base, "attack": attack, "attack_options": options, "seed": seed})
 
+    def contenders(self, attack: str, seed: int) -> list[Scenario]:
+        """Return the recorded scenario under each defence that can be asked about its replies."""
+        return [self._under(defense, attack, seed) for defense in self.replayed]
+
     def closed_loop(self, seeds: Sequence[int]) -> list[Scenario]:
         """Return the federations that are trained through their defence."""
-        defenses = tuple(dict.fromkeys(("none", *self.closed)))
-        scenarios = []
-        for attack in self.attacks:
-            options = self.attack_options.get(attack, {})
-            base = {**self.base, "attack_options": options}
-            scenarios += plan(base, [attack], defenses, seeds)
-        scenarios += plan(dict(self.base), ["none"], defenses, seeds)
-        return list({scenario.to_json(): scenario for scenario in scenarios}.values())
+        return [
+            self._under(defense, attack, seed)
+            for seed in seeds
+            for attack in ("none", *self.attacks)
+            for defense in dict.fromkeys(("none", *self.closed))
+        ]
+
+    def _under(self, defense: str, attack: str, seed: int) -> Scenario:
+        options = self.defense_options.get(defense, {})
+        return self.recorded(attack, seed).with_(defense=defense, defense_options=options)
 
 
 _PICTURES = {

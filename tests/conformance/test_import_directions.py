@@ -35,7 +35,8 @@ CORE_ROWS = (
     ("detector",),
     ("witness", "judge"),
     ("judge_file",),
-    ("inspector", "guard", "policy"),
+    ("inspector", "guard", "policy", "live_updates"),
+    ("live_suspicion",),
 )
 RANKS = {part: rank for rank, row in enumerate(CORE_ROWS) for part in row}
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "safetensors"}
@@ -43,6 +44,7 @@ AUDIT_LIBRARIES = {"sqlalchemy", "jinja2", "markupsafe", "matplotlib", "numpy"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Modules that may seed and use the global generators, because Flower and torch do behind them.
 HARNESS = {
+    "fl_shield.simulations.arena.replay",
     "fl_shield.simulations.engines",
     "fl_shield.simulations.federation",
 }

@@ -208,8 +208,8 @@ def test_a_contest_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
     contest = Contest(table=table, seeds=(0,), out=tmp_path / "out", cache=tmp_path / "cache")
     first = contest.recorded()
     assert len(first) == 4
-    scenario = table.recorded("model_replacement", 0)
-    path = cell_path(tmp_path / "out" / "cells", scenario, "flame")
+    judged = table.recorded("model_replacement", 0).with_(defense="flame")
+    path = cell_path(tmp_path / "out" / "cells", judged)
     written = json.loads(path.read_text())
     path.write_text(json.dumps({**written, "cell": {**written["cell"], "asr": 0.123}}))
     again = contest.recorded()

@@ -25,7 +25,7 @@ from fl_shield.types import TrainingConfig
         ({"dataset": "mnist"}, "mnist"),
         ({"partition": "random"}, "random"),
         ({"model": "resnet"}, "resnet"),
-        ({"attack": "neurotoxin"}, "neurotoxin"),
+        ({"attack": "flood"}, "flood"),
         ({"trigger": "hat"}, "hat"),
         ({"defense": "moat"}, "moat"),
         ({"mode": "observe"}, "observe"),
@@ -68,6 +68,9 @@ def test_defaults_follow_the_data_set() -> None:
     assert (image.trigger, image.partition) == ("patch", "dirichlet")
     assert text.model != image.model
     assert text.local_training != image.local_training
+    news, states = Scenario(dataset="ag-news"), Scenario(dataset="cartpole")
+    assert (news.trigger, news.partition) == ("word", "dirichlet")
+    assert (states.trigger, states.partition) == ("state_value", "dirichlet")
 
 
 def test_json_keeps_every_setting() -> None:
