@@ -121,10 +121,14 @@ class Adapted:
 
         The adaptation is what it was: no gradient flows to it, nor through it to the references.
         """
+        return self.live_contributions(profiles).sum(1)
+
+    def live_contributions(self, profiles: Tensor) -> Tensor:
+        """Log-odds (n, V) that each view adds to :meth:`live_log_odds`."""
         rows = self._weights.read_points(profiles, self._habits)
         initial = None if self._initial is None else _like(rows, self._initial)
         present = self._present.to(rows.dtype)
-        return verdicts(_like(rows, self._params), initial, rows, present).sum(1)
+        return verdicts(_like(rows, self._params), initial, rows, present)
 
     def p_values(self, log_odds: Floats, guarantee: Guarantee = "references") -> Floats:
         """p-values of log-odds under one of the two guarantees of :mod:`fl_shield.calibration`."""

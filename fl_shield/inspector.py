@@ -61,8 +61,11 @@ nobody, for it mostly shows the mix of labels, in which honest clients differ mo
 else. How *rare* an update is, its p-value, counts the view in full.
 """
 
-_FAINTEST_PEAK = 0.05  # added to every peak: below it, shifts of probabilities are noise
-_LARGEST_SHIFT = 1e6  # a model that overflows on the probes stands out; it must not stop a round
+FAINTEST_PEAK = 0.05
+"""Added to every peak of a shift: below it, shifts of probabilities are noise."""
+
+LARGEST_SHIFT = 1e6
+"""A model that overflows on the probes stands out; it must not stop a round."""
 
 REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
 """How the server trains on its own examples to simulate benign updates; only directions matter."""
@@ -97,6 +100,17 @@ class Inspector:
         Whether likeness to the doubted updates of other clients adds suspicion, see
         :mod:`fl_shield.suspects`. The shipped null distributions were made without it, so the
         budget does not hold then.
+
+    Attributes
+    ----------
+    model, clean, detector, seed
+        As they were given.
+    probes : Probes, optional
+        None where they are off.
+    suspects : Suspects, optional
+        None where they are off.
+    depths : mapping of view name to float
+        Depth of each tensor's view, once a round was read.
     """
 
     def __init__(
@@ -113,11 +127,12 @@ class Inspector:
             raise ValueError(
                 f"clean_data has {len(clean)} examples; give at least {MIN_REFERENCES}, better 20"
             )
-        self._model = model
-        self._clean = clean
-        self._detector = detector or MetaShield.from_pretrained()
-        self._seed = seed
-        self._probes = Probes(model, clean.x, seed=seed) if probes else None
+        self.model = model
+        self.clean = clean
+        self.detector = detector or MetaShield.from_pretrained()
+        self.seed = seed
+        self.probes = Probes(model, clean.x, seed=seed) if probes else None
+        self.depths: dict[str, float] = {}
         self._sketcher: Sketcher | None = None
         self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
         self.suspects = Suspects() if suspects else None
@@ -139,7 +154,7 @@ class Inspector:
             return Inspection(
                 scores=empty, p_values=empty, view_names=(), view_scores=np.zeros((0, 0))
             )
-        weights, steps = self._detector.weights, self._detector.n_inner_steps
+        weights, steps = self.detector.weights, self.detector.n_inner_steps
         adapted = Adapted(weights, read.references, steps, null=self.null)
         evidence = dict(read.evidence)
         if reports is not None and any(report is not None for report in reports):
@@ -148,7 +163,7 @@ class Inspector:
         for added in evidence.values():
             found = found.raised(added)
         names = (*read.names, *evidence)
-        believed = found.capped(_most_by_view(names))
+        believed = found.capped(most_by_view(names))
         return Inspection(
             scores=believed.scores,
             p_values=adapted.p_values(found.log_odds, "tasks"),
@@ -160,10 +175,10 @@ class Inspector:
     def _reported(
         self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]
     ) -> Floats:
-        set_arrays(self._model, global_arrays)
-        layers = find_layers(self._model)
-        references, _ = activations_of(self._model, self._clean.x, layers)
-        return witness_evidence(self._detector.weights, reports, references)
+        set_arrays(self.model, global_arrays)
+        layers = find_layers(self.model)
+        references, _ = activations_of(self.model, self.clean.x, layers)
+        return witness_evidence(self.detector.weights, reports, references)
 
     @property
     def is_settled(self) -> bool:
@@ -206,22 +221,18 @@ class Inspector:
         self, global_arrays: Arrays, updates: Iterable[Arrays], clients: Sequence[str]
     ) -> _Reading | None:
         """Read a round's updates, None where there are none, and keep them to learn from."""
-        sketches = self._sketches(global_arrays, updates)
+        sketches = self.sketches(global_arrays, updates)
         if not sketches:
             return None
         group = standing(sketches, clients)
         self._round = group
         core = core_of(group)
-        groups = [group.take(core), *self._memory]
-        missing = N_REFERENCES - len(core) - len(self._memory)
-        if missing > 0:
-            groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
-        references = joined(groups)
+        references = self.references(global_arrays, group.take(core))
         outside = np.setdiff1d(np.arange(len(sketches)), core)
-        found = update_views(group.take(outside), references, self._depths)
-        both = self._detector.weights.represent(found)
+        found = update_views(group.take(outside), references, self.depths)
+        both = self.detector.weights.represent(found)
         evidence: dict[str, Floats] = {}
-        if self._probes is not None:
+        if self.probes is not None:
             evidence["flips"] = flip_evidence([sketch.vectors for sketch in sketches])
         if self.suspects is not None:
             evidence["suspects"] = _kinship(self.suspects, group, references)
@@ -232,24 +243,33 @@ class Inspector:
             evidence=evidence,
         )
 
-    def _sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
+    def references(self, global_arrays: Arrays, core: Standing) -> Standing:
+        """Return what a round stands beside: its core first, then earlier and simulated updates."""
+        groups = [core, *self._memory]
+        missing = N_REFERENCES - len(core.distances) - len(self._memory)
+        if missing > 0:
+            groups.append(self._simulated(global_arrays, max(missing, MIN_REFERENCES + 1)))
+        return joined(groups)
+
+    def sketches(self, global_arrays: Arrays, updates: Iterable[Arrays]) -> list[Sketch]:
+        """Read each update once, in order, and run it on the probes."""
         if self._sketcher is None:
-            self._sketcher = Sketcher(global_arrays, self._seed)
-            self._depths = view_depths(self._sketcher.layers)
-        if self._probes is not None:
-            self._probes.set_global(global_arrays)
+            self._sketcher = Sketcher(global_arrays, self.seed)
+            self.depths = view_depths(self._sketcher.layers)
+        if self.probes is not None:
+            self.probes.set_global(global_arrays)
         return [self._sketch(self._sketcher, global_arrays, update) for update in updates]
 
     def _sketch(self, sketcher: Sketcher, global_arrays: Arrays, update: Arrays) -> Sketch:
         sketch = sketcher.sketch(global_arrays, update)
-        if self._probes is None:
+        if self.probes is None:
             return sketch
         shifts = {
-            name: np.nan_to_num(shift, nan=_LARGEST_SHIFT).clip(-_LARGEST_SHIFT, _LARGEST_SHIFT)
-            for name, shift in self._probes.shifts(update).items()
+            name: np.nan_to_num(shift, nan=LARGEST_SHIFT).clip(-LARGEST_SHIFT, LARGEST_SHIFT)
+            for name, shift in self.probes.shifts(update).items()
         }
         norms = {name: float(np.linalg.norm(shift)) for name, shift in shifts.items()}
-        peaks = {n: max(float(shift.max()), 0.0) + _FAINTEST_PEAK for n, shift in shifts.items()}
+        peaks = {n: max(float(shift.max()), 0.0) + FAINTEST_PEAK for n, shift in shifts.items()}
         rows = dict.fromkeys(shifts, 1.0)
         return replace(
             sketch,
@@ -268,11 +288,11 @@ class Inspector:
             return members.take(np.arange(min(n, len(members.distances))))
         sketches = []
         for i in range(n):
-            rng = keyed(self._seed, 5, i)
-            drawn = rng.integers(0, len(self._clean), size=len(self._clean))
-            set_arrays(self._model, global_arrays)
-            train(self._model, self._clean.take(drawn), REFERENCE_TRAINING, rng)
-            sketches.append(self._sketch(sketcher, global_arrays, get_arrays(self._model)))
+            rng = keyed(self.seed, 5, i)
+            drawn = rng.integers(0, len(self.clean), size=len(self.clean))
+            set_arrays(self.model, global_arrays)
+            train(self.model, self.clean.take(drawn), REFERENCE_TRAINING, rng)
+            sketches.append(self._sketch(sketcher, global_arrays, get_arrays(self.model)))
         self._simulation = (global_arrays, standing(sketches))
         return self._simulation[1]
 
@@ -284,7 +304,14 @@ def _put_back(both: Profiles, core: NDArray[np.intp], outside: NDArray[np.intp])
     return found
 
 
-def _most_by_view(names: Sequence[str]) -> Floats:
+def most_by_view(names: Sequence[str]) -> Floats:
+    """Log-odds that each view adds at most to a score, shape (V,): see :data:`MOST_BY_HEAD`.
+
+    Examples
+    --------
+    >>> most_by_view(["update:conv.weight", "head:fc.weight"]).round(2).tolist()
+    [inf, 1.39]
+    """
     return np.array([MOST_BY_HEAD if name.startswith("head:") else np.inf for name in names])
 
 

@@ -15,7 +15,7 @@ The profiles of the references themselves are always leave-one-out, or they look
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -31,6 +31,8 @@ from fl_shield.standing import Ranks, Scale, z_of_each
 from fl_shield.types import Floats, View
 
 MIN_REFERENCES = 3
+
+_POINTS = 256  # points that are described at a time: what is worked out of one is much larger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,10 @@ class Profiler:
         -------
         (n, V, 135) float32 array
         """
-        out: Floats = self.live(rows, statistics).float().numpy()
+        n = statistics.shape[1]
+        blocks = [slice(first, first + _POINTS) for first in range(0, max(n, 1), _POINTS)]
+        found = [self.live([r[b] for r in rows], statistics[:, b]).float() for b in blocks]
+        out: Floats = torch.cat(found).numpy()
         return out
 
     def live(self, rows: Sequence[Tensor], statistics: Tensor) -> Tensor:
@@ -198,6 +203,29 @@ class Profiler:
         told = torch.cat([self._scale.z(own_scale), self._ranks.rank(own_scale)], dim=-1)
         return _joined(own.columns, told, self._keys.z(own.keys), self._context, as_is)
 
+    def without_first(self, views: Sequence[View]) -> Profiler:
+        """Leave out the first reference, to describe it as ``references[0]`` does.
+
+        Parameters
+        ----------
+        views : sequence of View
+            The same as were given.
+
+        Examples
+        --------
+        >>> rows = np.random.default_rng(0).normal(size=(9, 12))
+        >>> view = View(name="demo", points=rows[:1], references=rows)
+        >>> among, none = Profiler([view]), torch.full((1, 1, 23), torch.nan)
+        >>> found = among.without_first([view]).points([torch.from_numpy(rows[:1])], none)
+        >>> bool(np.allclose(found[0], among.references[0], atol=1e-5))
+        True
+        """
+        rest = Profiler([_without_first(view) for view in views])
+        stacks = [among.references.to(among.centre.dtype) for among in self._frames]
+        own = self._joined([leave_one_out(stack) for stack in stacks])
+        rest._keys, rest._context = Scale.of(own.keys[:, 1:]), self._context
+        return rest
+
     @property
     def n_bytes(self) -> int:
         """Memory of everything that is kept of the references."""
@@ -210,6 +238,12 @@ class Profiler:
 
 
 _GEOMETRY = ("columns", "keys")
+
+
+def _without_first(view: View) -> View:
+    told = view.reference_statistics
+    rest = None if told is None else told[1:]
+    return replace(view, references=view.references[1:], reference_statistics=rest)
 
 
 def _parts(told: Tensor) -> tuple[Tensor, Tensor]:

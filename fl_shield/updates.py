@@ -10,6 +10,7 @@ clean examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,11 @@ from fl_shield.types import Arrays, Floats, View
 N_DIRECTIONS = 64
 """Numbers kept of each tensor's delta."""
 
+MOST_CORE = 256
+"""Members of a round's core, at most: what is worked out of references grows with their square."""
+
+_PAIRS = 1 << 18  # pairs of updates that are compared at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
@@ -37,7 +43,7 @@ class Layer:
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def view_name(self) -> str | None:
@@ -113,11 +119,18 @@ class Sketcher:
         The global model; only names, shapes and dtypes matter.
     seed : int
         Same seed, same projection.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        Trainable tensors, in the model's order.
+    signs : list of (at least size,) float32 array or None
+        Of each layer, None where it is kept whole.
     """
 
     def __init__(self, arrays: Arrays, seed: int = 0) -> None:
         self.layers = find_update_layers(arrays)
-        self._signs = [_signs(layer.size, keyed(seed, i)) for i, layer in enumerate(self.layers)]
+        self.signs = [_signs(layer.size, keyed(seed, i)) for i, layer in enumerate(self.layers)]
         dtypes = {arrays[layer.name].dtype for layer in self.layers}
         largest = max(layer.size for layer in self.layers)
         self._deltas = {dtype: np.empty(largest, dtype) for dtype in dtypes}
@@ -129,7 +142,7 @@ class Sketcher:
         peaks: dict[str, float] = {}
         row_peaks: dict[str, float] = {}
         total = 0.0
-        for layer, signs in zip(self.layers, self._signs, strict=True):
+        for layer, signs in zip(self.layers, self.signs, strict=True):
             delta = self._delta(update[layer.name], global_arrays[layer.name])
             row_energy = _row_energy(delta, layer.shape)
             energy = float(row_energy.sum())
@@ -271,25 +284,40 @@ def _update_statistics(
     raw: Floats, centre: Floats, scale: float, scalars: Mapping[str, Floats]
 ) -> Floats:
     n = len(raw)
-    residual = (raw - centre) / scale
-    lengths = np.linalg.norm(residual, axis=1) + 1e-9
-    gram = residual @ residual.T
-    cosines = gram / np.outer(lengths, lengths)
-    square = np.maximum(lengths[:, None] ** 2 + lengths[None] ** 2 - 2 * gram, 0)
-    np.fill_diagonal(cosines, -1)
-    np.fill_diagonal(square, np.inf)
+    nearest_cosine, nearest_square = _nearest((raw - centre) / scale)
     alone = n < 2
     out = np.full((n, len(SLOTS)), np.nan)
     toward = raw @ centre / (np.linalg.norm(raw, axis=1) * np.linalg.norm(centre) + 1e-12)
     columns = {
         "peer_cosine": toward,
-        "nearest_cosine": np.zeros(n) if alone else cosines.max(1),
-        "nearest_distance": np.zeros(n) if alone else 0.5 * np.log(square.min(1) + 1e-6),
+        "nearest_cosine": np.zeros(n) if alone else nearest_cosine,
+        "nearest_distance": np.zeros(n) if alone else 0.5 * np.log(nearest_square + 1e-6),
         **scalars,
     }
     for slot, values in columns.items():
         out[:, SLOTS.index(slot)] = values
     return out
+
+
+def _nearest(residual: Floats) -> tuple[Floats, Floats]:
+    """Largest cosine and least squared distance (n,) of each point (n, d) to another one.
+
+    A few points at a time: all pairs of a large round would take more memory than its sketches.
+    """
+    n = len(residual)
+    lengths = np.linalg.norm(residual, axis=1) + 1e-9
+    cosine, distance = np.empty(n), np.empty(n)
+    step = max(_PAIRS // n, 1)
+    for first in range(0, n, step):
+        part = slice(first, min(first + step, n))
+        own = np.arange(part.start, part.stop)
+        gram = residual[part] @ residual.T
+        cosines = gram / np.outer(lengths[part], lengths)
+        square = np.maximum(lengths[part, None] ** 2 + lengths[None] ** 2 - 2 * gram, 0)
+        cosines[own - first, own] = -1
+        square[own - first, own] = np.inf
+        cosine[part], distance[part] = cosines.max(1), square.min(1)
+    return cosine, distance
 
 
 def joined(groups: Sequence[Standing]) -> Standing:
@@ -307,10 +335,13 @@ def core_of(group: Standing) -> NDArray[np.intp]:
     """Indices of the half of a round that stands nearest its centre (at least one).
 
     With fewer than half of a round malicious, the coordinate-wise median stays among the
-    benign updates, and so does most of the core.
+    benign updates, and so does most of the core. Of a half of more than :data:`MOST_CORE`
+    updates as many stand for all, evenly from the nearest to the farthest of them.
     """
     keep = max(len(group.distances) // 2 + 1, 1)
     order = np.argsort(group.distances, kind="stable")[:keep]
+    if keep > MOST_CORE:
+        order = order[np.linspace(0, keep - 1, MOST_CORE).round().astype(np.intp)]
     return np.sort(order)
 
 

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from fl_shield.attacks import ATTACKS
+from fl_shield.detector import MetaShield
+from fl_shield.live_suspicion import guessed_suspicion
+from fl_shield.profile import MIN_REFERENCES
+from fl_shield.rng import keyed
 from fl_shield.simulations.scenario import attackers, malicious_clients, stream
 from fl_shield.simulations.task import FederatedTask
 from fl_shield.training import get_arrays, set_arrays, train
+from fl_shield.triggers.natural import Natural
 from fl_shield.types import Arrays, AttackContext, Samples, ShapesTrigger
+
+KNOWS_THE_SHIELD = "evasive"
+"""The attack whose clients are given the shield's own weights."""
+
+_GUESSES = 0x6E55  # keeps an attacker's guesses apart from other draws of the same seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +141,7 @@ def attack_context(
     members = malicious_clients(scenario)
     attacking = attackers(scenario, server_round)
     own_first = (partition, *(p for p in attacking if p != partition))
-    return AttackContext(
+    context = AttackContext(
         model=model,
         global_arrays=global_arrays,
         data=task.data.clients[partition],
@@ -146,6 +156,23 @@ def attack_context(
         n_members=len(members),
         previous_arrays=previous_arrays,
     )
+    return _knowing_the_shield(task, context) if scenario.attack == KNOWS_THE_SHIELD else context
+
+
+def _knowing_the_shield(task: FederatedTask, context: AttackContext) -> AttackContext:
+    """Give an attacker the shield's weights; the server's seed, examples and round it guesses."""
+    scenario = task.scenario
+    if sum(map(len, context.peers)) < MIN_REFERENCES:
+        return context
+    suspicion = guessed_suspicion(
+        context,
+        MetaShield.from_pretrained(scenario.weights),
+        keyed(scenario.seed, _GUESSES, context.server_round, context.member),
+        probes=scenario.probes,
+        refresh=10,
+        capped=False,
+    )
+    return replace(context, suspicion=suspicion)
 
 
 def shaped_inputs(
@@ -153,7 +180,9 @@ def shaped_inputs(
 ) -> Samples | None:
     """Test inputs stamped with the trigger that the attackers of a round have shaped.
 
-    None where the attack keeps the scenario's trigger, or nobody attacks in this round.
+    None where the attack keeps the scenario's trigger, or nobody attacks in this round. Where the
+    trigger is natural examples, those of the test set that the attack would choose stand here:
+    examples that the attackers trained on would show what was learned by heart.
     """
     scenario = task.scenario
     attack = ATTACKS[scenario.attack](**scenario.attack_options)
@@ -164,7 +193,13 @@ def shaped_inputs(
         task, model, global_arrays, server_round=server_round, partition=attacking[0]
     )
     with torch_seed(stream(scenario, "client", server_round, attacking[0])):
-        return task.stamped_with(attack.trigger(context))
+        trigger = attack.trigger(context)
+        if not isinstance(trigger, Natural):
+            return task.stamped_with(trigger)
+        test = task.data.test
+        unseen = attack.trigger(replace(context, data=test, peers=(test,)))
+        assert isinstance(unseen, Natural)
+        return Samples(x=unseen.examples, y=np.zeros(len(unseen.examples), np.int64))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Local training inside an attack: honest or on poisoned data, from the global model."""
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,19 @@ def train_local(
 def train_peers(context: AttackContext) -> list[dict[str, NDArray[Any]]]:
     """Honest models of every malicious client of the round, this one's first."""
     return [train_local(context, peer) for peer in context.peers or (context.data,)]
+
+
+def pool_peers(context: AttackContext) -> Samples:
+    """Examples of all malicious clients of the round, in the same order for each of them.
+
+    What is worked out of them without the client's own stream is the same for all.
+    """
+    parts = sorted(context.peers or (context.data,), key=_digest)
+    return Samples.join(parts)
+
+
+def _digest(samples: Samples) -> bytes:
+    return hashlib.blake2b(samples.x.tobytes() + samples.y.tobytes(), digest_size=16).digest()
 
 
 def check_n_epochs(n_epochs: int | None) -> None:

@@ -114,7 +114,7 @@ class LayerPoisoning:
                 "adaptive LP needs context.score, got None; give it or set adaptive=False"
             )
         honest = average(train_peers(context))
-        data = _enough(context, n_samples=1, n_others=1)
+        data = enough_samples(context, n_samples=1, n_others=1)
         if not (data.y != context.target_label).any():
             return honest
         mix = poison(data, context.trigger, context.target_label, self.poison_rate, context.rng)
@@ -143,7 +143,7 @@ class LayerPoisoning:
         layers = [name for name, _ in context.model.named_parameters()]
         fallback = last_dense_layer(context.global_arrays, layers)
         n_others = int(np.ceil(1 / self.validation_share))
-        data = _enough(context, n_samples=self.min_samples, n_others=n_others)
+        data = enough_samples(context, n_samples=self.min_samples, n_others=n_others)
         training, validation = self._split(data, context.rng)
         stamped = stamped_others(validation, context.trigger, context.target_label)
         if len(data) < self.min_samples or len(stamped) == 0 or len(training) == 0:
@@ -213,7 +213,7 @@ def last_dense_layer(arrays: Arrays, layers: Sequence[str]) -> list[str]:
     return list(layers[weights[-1] :]) if weights else list(layers)
 
 
-def _enough(context: AttackContext, *, n_samples: int, n_others: int) -> Samples:
+def enough_samples(context: AttackContext, *, n_samples: int, n_others: int) -> Samples:
     """Return the client's own examples, or those of all malicious clients if too few."""
     n_own_others = np.count_nonzero(context.data.y != context.target_label)
     if len(context.data) >= n_samples and n_own_others >= n_others:

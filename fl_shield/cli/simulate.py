@@ -68,7 +68,7 @@ TriggerFamily = Annotated[
     _option(
         _ATTACK,
         "--trigger",
-        help="patch, polygon, blended; word for text; state_value for states.",
+        help="patch, polygon, blended; word for text; state_pattern for states.",
     ),
 ]
 TargetLabel = Annotated[int | None, _option(_ATTACK, help="Class of stamped inputs [0].")]

@@ -4,6 +4,7 @@ from fl_shield.triggers.coarsening import Blur, Mosaic
 from fl_shield.triggers.contrast import Visibility, footprint, visibility
 from fl_shield.triggers.distortion import Colour, Sinusoidal, Warp
 from fl_shield.triggers.draw_text import draw_rare_token
+from fl_shield.triggers.generated import Generated
 from fl_shield.triggers.geometry import Affine, Ghost, Lens
 from fl_shield.triggers.jumbo import (
     FAMILIES,
@@ -21,6 +22,7 @@ from fl_shield.triggers.jumbo import (
     is_visible,
 )
 from fl_shield.triggers.moving import MovingPatch
+from fl_shield.triggers.natural import Natural
 from fl_shield.triggers.state import StatePattern, StateValues
 from fl_shield.triggers.text import Insertion, Word
 from fl_shield.triggers.vision import Blended, Checker, Circle, Patch, Polygon
@@ -42,11 +44,13 @@ __all__ = [
     "Checker",
     "Circle",
     "Colour",
+    "Generated",
     "Ghost",
     "Insertion",
     "Lens",
     "Mosaic",
     "MovingPatch",
+    "Natural",
     "Patch",
     "Polygon",
     "Sinusoidal",

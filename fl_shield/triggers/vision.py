@@ -22,7 +22,7 @@ from fl_shield.types import Flags, Floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _PixelTrigger:
+class PixelTrigger:
     """Mask, pattern and opacity of a trigger of images, and how it is stamped.
 
     Attributes
@@ -95,7 +95,7 @@ def _check(mask: Floats, pattern: Floats, opacity: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Patch(_PixelTrigger):
+class Patch(PixelTrigger):
     """A rectangle, as in BadNets.
 
     References
@@ -135,7 +135,7 @@ class Patch(_PixelTrigger):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Polygon(_PixelTrigger):
+class Polygon(PixelTrigger):
     """A filled polygon.
 
     Examples
@@ -163,7 +163,7 @@ class Polygon(_PixelTrigger):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Circle(_PixelTrigger):
+class Circle(PixelTrigger):
     """A filled disc.
 
     Examples
@@ -190,7 +190,7 @@ class Circle(_PixelTrigger):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checker(_PixelTrigger):
+class Checker(PixelTrigger):
     """A rectangle that shows a checkerboard.
 
     Examples
@@ -224,7 +224,7 @@ class Checker(_PixelTrigger):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Blended(_PixelTrigger):
+class Blended(PixelTrigger):
     """A faint pattern over the whole image.
 
     References

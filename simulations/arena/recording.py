@@ -16,7 +16,13 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from fl_shield.simulations.clients import honest_update, malicious_upload, shaped_inputs
+from fl_shield.simulations.campaign import weights_digest
+from fl_shield.simulations.clients import (
+    KNOWS_THE_SHIELD,
+    honest_update,
+    malicious_upload,
+    shaped_inputs,
+)
 from fl_shield.simulations.scenario import Scenario, attackers, malicious_clients, participants
 from fl_shield.simulations.task import FederatedTask, open_task
 from fl_shield.simulations.warm_start import averaged, honest_digest, warm_arrays
@@ -69,6 +75,7 @@ class Recording:
         self.task: FederatedTask = open_task(scenario)
         self._cache = cache
         self._model = self.task.new_model()
+        self._stamped: dict[int, Samples | None] = {}
 
     @property
     def scenario(self) -> Scenario:
@@ -86,8 +93,16 @@ class Recording:
             uploads={**honest, **attacked},
             malicious=malicious,
             equal_to_honest=tuple(p for p in malicious if _same(attacked[p], honest[p])),
-            stamped=shaped_inputs(self.task, self._model, arrays, server_round),
+            stamped=self._shaped(server_round, arrays),
         )
+
+    def _shaped(self, server_round: int, arrays: Arrays) -> Samples | None:
+        """Inputs with the attackers' own trigger: shaped once, the same for every defence."""
+        if server_round not in self._stamped:
+            self._stamped[server_round] = shaped_inputs(
+                self.task, self._model, arrays, server_round
+            )
+        return self._stamped[server_round]
 
     def honest_round(self, server_round: int) -> tuple[Arrays, dict[int, Arrays]]:
         """Return the model that a round starts from, and the honest upload of each participant."""
@@ -161,13 +176,16 @@ def attack_digest(scenario: Scenario) -> str:
     >>> attack_digest(lp) == attack_digest(lp.with_(defense="shield", n_rounds=3))
     True
     """
-    facts = [
+    facts: list[object] = [
         track_digest(scenario),
         scenario.attack,
         dict(scenario.attack_options),
         scenario.trigger,
         scenario.target_label,
         scenario.attack_from,
+        weights_digest(scenario.with_(defense="shield"))
+        if scenario.attack == KNOWS_THE_SHIELD
+        else "",
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -21,6 +21,9 @@ from fl_shield.simulations.scenario import participants
 from fl_shield.simulations.task import FederatedTask
 from fl_shield.strategies.records import from_record, to_record
 
+N_JUDGED = 600
+"""Test examples, and stamped ones, that one aggregated round is judged on."""
+
 _NO_OPTIONS: Mapping[str, float] = {}
 
 
@@ -82,7 +85,7 @@ class _Stage:
         arrays, _ = defense.strategy.aggregate_train(recorded.server_round, replies)
         seconds = perf_counter() - begun
         after = recorded.global_arrays if arrays is None else from_record(arrays)
-        accuracy, asr = self.task.evaluate(self._model, after, recorded.stamped)
+        accuracy, asr = self._judged(recorded).evaluate(self._model, after)
         return RoundRow(
             server_round=recorded.server_round,
             accuracy=accuracy,
@@ -90,6 +93,14 @@ class _Stage:
             round_seconds=seconds,
             shield_seconds=defense.shield_seconds,
             clients=tuple(self._row(defense, recorded, reply) for reply in self.grid.replies),
+        )
+
+    def _judged(self, recorded: RecordedRound) -> FederatedTask:
+        """The task with the few test examples that one aggregated round is judged on."""
+        data, stamped = self.task.data, recorded.stamped or self.task.stamped
+        few = slice(0, N_JUDGED)
+        return replace(
+            self.task, data=replace(data, test=data.test.take(few)), stamped=stamped.take(few)
         )
 
     def _row(self, defense: Defense, recorded: RecordedRound, reply: Message) -> ClientRow:

@@ -71,7 +71,9 @@ class ArenaTable:
     attacks: tuple[str, ...] = EVERY_ATTACK
     defenses: tuple[str, ...] = EVERY_DEFENSE
     closed: tuple[str, ...] = ("shield",)
-    attack_options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    attack_options: Mapping[str, Mapping[str, float]] = field(
+        default_factory=lambda: {"evasive": {"n_steps": 40}}
+    )
     defense_options: Mapping[str, Mapping[str, float]] = field(
         default_factory=lambda: SHORT_FEDERATIONS
     )
@@ -123,12 +125,16 @@ class ArenaTable:
         return self.recorded(attack, seed).with_(defense=defense, defense_options=options)
 
 
+_WITHOUT_IMAGES = tuple(a for a in EVERY_ATTACK if a not in ("a3fl", "iba"))
+"""Attacks that have something to say about tokens and states: no shaped image triggers."""
+
 _PICTURES = {
     "n_clients": 50,
     "clients_per_round": 10,
     "n_rounds": 10,
     "malicious_fraction": 0.2,
     "malicious_per_round": 2,
+    "fpr_budget": 0.025,
 }
 
 TABLES: Mapping[str, ArenaTable] = {
@@ -165,6 +171,46 @@ TABLES: Mapping[str, ArenaTable] = {
             name="femnist",
             title="FEMNIST by writer, 20 % of every round malicious",
             base={**_PICTURES, "dataset": "femnist", "n_clients": 100, "warm_rounds": 30},
+        ),
+        ArenaTable(
+            name="gtsrb",
+            title="GTSRB by Dirichlet, 20 % of every round malicious",
+            base={**_PICTURES, "dataset": "gtsrb", "warm_rounds": 30},
+        ),
+        ArenaTable(
+            name="cifar10",
+            title="CIFAR-10 by Dirichlet with a small network, 20 % of every round malicious",
+            base={**_PICTURES, "dataset": "cifar10", "warm_rounds": 30},
+        ),
+        ArenaTable(
+            name="cifar10-resnet18",
+            title="CIFAR-10 with a ResNet-18, 100 clients, 200 rounds: for a machine with a GPU",
+            base={
+                **_PICTURES,
+                "dataset": "cifar10",
+                "model": "resnet18-gn",
+                "n_clients": 100,
+                "n_rounds": 200,
+            },
+            closed=("shield", "multikrum", "flame", "fltrust", "rlr", "layerguard"),
+        ),
+        ArenaTable(
+            name="shakespeare",
+            title="Next characters by role, 20 % of every round malicious",
+            base={**_PICTURES, "dataset": "shakespeare", "warm_rounds": 30},
+            attacks=_WITHOUT_IMAGES,
+        ),
+        ArenaTable(
+            name="ag-news",
+            title="News topics by Dirichlet, 20 % of every round malicious",
+            base={**_PICTURES, "dataset": "ag-news", "warm_rounds": 15},
+            attacks=_WITHOUT_IMAGES,
+        ),
+        ArenaTable(
+            name="cartpole",
+            title="A policy for CartPole cloned from a teacher, 20 % of every round malicious",
+            base={**_PICTURES, "dataset": "cartpole", "warm_rounds": 15, "probes": False},
+            attacks=_WITHOUT_IMAGES,
         ),
         ArenaTable(
             name="lp",

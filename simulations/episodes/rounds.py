@@ -196,9 +196,12 @@ def draw_attack(name: str, n_clients: int, rng: np.random.Generator) -> Attack:
 def _draw_rarer(name: str, rng: np.random.Generator) -> dict[str, float]:
     """Settings of an attack that only :data:`ZOO` has; further draws, so that others stay."""
     rate, factor = float(rng.uniform(0.3, 1.0)), float(rng.uniform(0.5, 4.0))
-    poisoning = ("dba", "chameleon", "a3fl", "iba", "edge_case")
-    if name in poisoning:
-        return {"poison_rate": rate}
+    shorter = {
+        "a3fl": {"n_steps": 40, "n_adversary_epochs": 2},
+        "iba": {"n_turns": 2, "n_steps": 12},
+    }
+    if name in ("dba", "chameleon", "a3fl", "iba", "edge_case"):
+        return {"poison_rate": rate, **shorter.get(name, {})}
     return {"epsilon": factor} if name == "ipm" else {}
 
 
