@@ -60,7 +60,7 @@ class Scenario:
         Name in :data:`fl_shield.attacks.ATTACKS` and its keyword arguments.
     trigger : str
         Family in :data:`fl_shield.triggers.TRIGGERS`, in the fixed form of benchmarks
-        (:func:`fl_shield.triggers.default_trigger`); "" = ``word`` for text, ``state_value`` for
+        (:func:`fl_shield.triggers.default_trigger`); "" = ``word`` for text, ``state_pattern`` for
         states, else ``patch``.
     target_label : int
         What the backdoor should make of a stamped input.
@@ -271,7 +271,7 @@ def attackers(scenario: Scenario, server_round: int) -> tuple[int, ...]:
 
 def _usual_trigger(dataset: str) -> str:
     if dataset in STATE_DATASETS:
-        return "state_value"
+        return "state_pattern"
     return "word" if dataset in TEXT_DATASETS else "patch"
 
 

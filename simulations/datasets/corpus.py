@@ -9,6 +9,7 @@ import numpy as np
 
 from fl_shield.errors import DatasetError
 from fl_shield.rng import keyed
+from fl_shield.simulations.datasets.parts import Parts, PartsRequest, unavailable
 from fl_shield.types import Samples
 
 MIN_EXAMPLES = 20
@@ -59,8 +60,28 @@ class Corpus:
     kind: str
     n_classes: int
     owners: tuple[Owner, ...]
-    vocabulary: str = ""
+    vocabulary: str | tuple[str, ...] = ""
     natural: bool = True
+
+
+def common_pool(name: str, kind: str, parts: Parts) -> Corpus:
+    """Corpus without owners, of a data set with a train and a test part.
+
+    Examples
+    --------
+    >>> few = Samples(x=np.zeros((2, 1, 8, 8), np.float32), y=np.zeros(2, np.int64))
+    >>> common_pool("demo", "image", Parts(train=few, test=few, n_classes=2)).natural
+    False
+    """
+    owner = Owner(name=name, train=parts.train, test=parts.test)
+    return Corpus(
+        name=name,
+        kind=kind,
+        n_classes=parts.n_classes,
+        owners=(owner,),
+        vocabulary=parts.words or "",
+        natural=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +96,22 @@ class Request:
         Seed of the draw (and of generated data).
     data_dir : Path, optional
         Where the user's files are; None = fetch, where the data set can be fetched.
+    n_train, n_test : int, optional
+        Most examples of each part of a source without owners; None = all.
     """
 
     n_owners: int
     seed: int = 0
     data_dir: Path | None = None
+    n_train: int | None = None
+    n_test: int | None = None
+
+    @property
+    def parts(self) -> PartsRequest:
+        """What it asks of a data set with a train and a test part."""
+        return PartsRequest(
+            seed=self.seed, data_dir=self.data_dir, n_train=self.n_train, n_test=self.n_test
+        )
 
     def rng(self, *key: int) -> np.random.Generator:
         """Stream of the source, or of one of its owners: no other part draws from it."""
@@ -94,8 +126,9 @@ def missing(name: str, where: Path | str, why: str = "was not found") -> Dataset
     >>> str(missing("femnist", "here")).startswith("femnist was not found in here: ")
     True
     """
-    return DatasetError(
-        f"{name} {why} in {where}: point --data-dir at LEAF's json (train/*.json and "
-        f"test/*.json, also .gz), point it at an npz file (x, y, owner, split), or leave it out on "
-        f"a machine with a network to fetch flwrlabs/{name} through flwr-datasets"
+    ways = (
+        "point --data-dir at LEAF's json (train/*.json and test/*.json, also .gz), point it at an "
+        "npz file (x, y, owner, split), or leave it out on a machine with a network to fetch "
+        f"flwrlabs/{name} through flwr-datasets"
     )
+    return unavailable(name, where, ways, why)

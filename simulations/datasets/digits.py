@@ -15,7 +15,8 @@ def read_digits(request: Request) -> Corpus:
     Parameters
     ----------
     request : Request
-        Its seed draws which fifth is the test part, class by class; nothing else is read.
+        Its seed draws which fifth is the test part, class by class, and what of the rest is left
+        where ``n_train`` limits it; nothing else is read.
 
     References
     ----------
@@ -37,5 +38,7 @@ def read_digits(request: Request) -> Corpus:
         members = rng.permutation(np.flatnonzero(y == label))
         held[members[: round(TEST_SHARE * len(members))]] = True
     pool = Samples(x=x, y=y)
-    owner = Owner(name="digits", train=pool.take(~held), test=pool.take(held))
+    train = pool.take(~held)
+    train = train.take(request.parts.draw("train", train.y))
+    owner = Owner(name="digits", train=train, test=pool.take(held))
     return Corpus(name="digits", kind="image", n_classes=10, owners=(owner,), natural=False)

@@ -10,7 +10,7 @@ import numpy as np
 from fl_shield.errors import DatasetError
 from fl_shield.types import Samples
 
-KINDS = ("image", "text")
+KINDS = ("image", "text", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class FederatedData:
         Data set, a key of :data:`fl_shield.simulations.datasets.DATASETS`.
     kind : str
         ``image``: float32 ``(n, channels, height, width)`` in [0, 1]; ``text``: int64 tokens
-        ``(n, length)``, indices into ``vocabulary``.
+        ``(n, length)``, indices into ``vocabulary``; ``state``: finite float32
+        ``(n, frames, d)``, the newest frame last.
     clients : tuple of Samples
         Training examples of each client, at least one each.
     client_names : tuple of str
@@ -34,8 +35,8 @@ class FederatedData:
         The server's own clean examples, in no client's hands and not in ``test``.
     n_classes : int
         Labels run from 0 to ``n_classes - 1``.
-    vocabulary : str
-        Characters by token, for text; empty for images.
+    vocabulary : str or tuple of str
+        Characters or words by token, for text; empty for what is no text.
 
     Examples
     --------
@@ -52,7 +53,7 @@ class FederatedData:
     test: Samples
     clean: Samples
     n_classes: int
-    vocabulary: str = ""
+    vocabulary: str | tuple[str, ...] = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -92,17 +93,24 @@ def _check(data: FederatedData, part: str, samples: Samples) -> None:
             f"inputs of {part} of {data.name} must have the shape {data.input_shape} of test, "
             f"got {x.shape[1:]}"
         )
-    dtype, highest = (
-        (np.float32, 1) if data.kind == "image" else (np.int64, len(data.vocabulary) - 1)
-    )
-    n_axes = 4 if data.kind == "image" else 2
+    dtype, n_axes, low, high = _expected(data)
     # written so that a NaN fails too
-    in_range = bool(x.min() >= 0) and bool(x.max() <= highest)
+    in_range = bool(x.min() >= low) and bool(x.max() <= high)
     if x.dtype != dtype or x.ndim != n_axes or not in_range:
         raise DatasetError(
             f"inputs of {part} of {data.name} must be {np.dtype(dtype)} with {n_axes} axes in "
-            f"0..{highest}, got {x.dtype} with {x.ndim} axes in {x.min()}..{x.max()}"
+            f"{low}..{high}, got {x.dtype} with {x.ndim} axes in {x.min()}..{x.max()}"
         )
+
+
+def _expected(data: FederatedData) -> tuple[type[np.generic], int, float, float]:
+    """Type, axes, least and greatest value of the inputs of a federation's kind."""
+    if data.kind == "text":
+        return np.int64, 2, 0, len(data.vocabulary) - 1
+    if data.kind == "state":
+        largest = float(np.finfo(np.float32).max)
+        return np.float32, 3, -largest, largest
+    return np.float32, 4, 0, 1
 
 
 def fingerprint(data: FederatedData) -> str:

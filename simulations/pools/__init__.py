@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fl_shield.errors import DatasetError
+from fl_shield.simulations.datasets.parts import PartsRequest
 from fl_shield.simulations.pools.control import control_pool, policy_return, teacher_return
 from fl_shield.simulations.pools.pictures import (
     cifar10_pool,
@@ -16,7 +17,7 @@ from fl_shield.simulations.pools.pictures import (
     gtsrb_pool,
     tiny_imagenet_pool,
 )
-from fl_shield.simulations.pools.pool import Pool, PoolRequest
+from fl_shield.simulations.pools.pool import Pool
 from fl_shield.simulations.pools.texts import (
     ag_news_pool,
     roles_pool,
@@ -24,9 +25,9 @@ from fl_shield.simulations.pools.texts import (
     sst2_pool,
 )
 
-__all__ = ["POOLS", "Pool", "PoolRequest", "load_pool", "policy_return", "teacher_return"]
+__all__ = ["POOLS", "Pool", "load_pool", "policy_return", "teacher_return"]
 
-POOLS: Mapping[str, Callable[[PoolRequest], Pool]] = {
+POOLS: Mapping[str, Callable[[PartsRequest], Pool]] = {
     "digits": digits_pool,
     "glyphs": glyphs_pool,
     "femnist": femnist_pool,
@@ -87,7 +88,7 @@ def load_pool(
         raise DatasetError(f"pool must be one of {', '.join(POOLS)}, got {name!r}")
     if data_dir is not None and not Path(data_dir).exists():
         raise DatasetError(f"data folder {str(data_dir)!r} does not exist: check data_dir")
-    request = PoolRequest(
+    request = PartsRequest(
         seed=seed,
         data_dir=None if data_dir is None else Path(data_dir),
         n_train=n_train,

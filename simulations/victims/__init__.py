@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.datasets import FederatedData
-from fl_shield.simulations.victims.text import LeafLSTM, SmallLSTM
+from fl_shield.simulations.victims.control_models import policy_mlp
+from fl_shield.simulations.victims.text import LeafLSTM, NewsAverager, SmallLSTM
 from fl_shield.simulations.victims.vision import (
+    cifar_cnn,
     digits_cnn,
     digits_mlp,
     fed_cnn,
     leaf_cnn,
+    resnet18_gn,
     small_cnn,
 )
 from fl_shield.types import TrainingConfig
@@ -34,7 +38,7 @@ class Victim:
     input_shape : tuple of int
         Shape of one input that it takes.
     kind : str
-        ``image`` or ``text``.
+        ``image``, ``text`` or ``state``.
     """
 
     build: Callable[[int], nn.Module]
@@ -50,6 +54,10 @@ MODELS: Mapping[str, Victim] = {
     "fed-cnn": Victim(build=fed_cnn, input_shape=(1, 28, 28)),
     "small-lstm": Victim(build=SmallLSTM, input_shape=(80,), kind="text"),
     "leaf-lstm": Victim(build=LeafLSTM, input_shape=(80,), kind="text"),
+    "cifar-cnn": Victim(build=cifar_cnn, input_shape=(3, 32, 32)),
+    "resnet18-gn": Victim(build=resnet18_gn, input_shape=(3, 32, 32)),
+    "news-averager": Victim(build=NewsAverager, input_shape=(32,), kind="text"),
+    "policy-mlp": Victim(build=partial(policy_mlp, (4, 4)), input_shape=(4, 4), kind="state"),
 }
 """Every network by name."""
 
@@ -65,6 +73,13 @@ _DEFAULTS: Mapping[str, tuple[str, TrainingConfig]] = {
         "small-lstm",
         TrainingConfig(n_epochs=1, batch_size=10, lr=0.3, momentum=0.9, clip_norm=1.0),
     ),
+    "cifar10": ("cifar-cnn", TrainingConfig(n_epochs=1, batch_size=20, lr=0.01, momentum=0.9)),
+    "gtsrb": ("cifar-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.02, momentum=0.9)),
+    "ag-news": (
+        "news-averager",
+        TrainingConfig(n_epochs=4, batch_size=20, lr=0.3, momentum=0.9, clip_norm=1.0),
+    ),
+    "cartpole": ("policy-mlp", TrainingConfig(n_epochs=2, batch_size=20, lr=0.05, momentum=0.9)),
 }
 
 

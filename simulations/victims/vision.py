@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from fl_shield.simulations.victims.resnet import resnet18
+
 
 def digits_mlp(n_classes: int) -> nn.Module:
     """Multi-layer perceptron for 8x8 images: 64-64-32-classes.
@@ -97,6 +99,44 @@ def fed_cnn(n_classes: int) -> nn.Module:
             head=nn.Linear(128, n_classes),
         )
     )
+
+
+def cifar_cnn(n_classes: int) -> nn.Module:
+    """Convolutional network for 32x32 photographs that trains fast on a CPU.
+
+    Three 3x3 convolutions (16, 32, 64), each pooled, and 128 units; no normalisation layers, so no
+    buffers that a client could skew.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in cifar_cnn(10).parameters())
+    156074
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    n_in = 3
+    for i, n_out in enumerate((16, 32, 64), start=1):
+        layers[f"conv{i}"] = nn.Conv2d(n_in, n_out, 3, padding=1)
+        layers |= {f"relu{i}": nn.ReLU(), f"pool{i}": nn.MaxPool2d(2)}
+        n_in = n_out
+    layers |= {"flatten": nn.Flatten(), "fc1": nn.Linear(64 * 4 * 4, 128), "relu4": nn.ReLU()}
+    layers["head"] = nn.Linear(128, n_classes)
+    return nn.Sequential(layers)
+
+
+def resnet18_gn(n_classes: int) -> nn.Module:
+    """ResNet-18 with group normalisation for 32x32 photographs: a network for larger machines.
+
+    References
+    ----------
+    S. Reddi et al., "Adaptive Federated Optimization", ICLR 2021, section 5: ResNet-18 with group
+    instead of batch normalisation; see :mod:`fl_shield.simulations.victims.resnet`.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in resnet18_gn(10).parameters())
+    11173962
+    """
+    return resnet18(n_classes, norm="group")
 
 
 def _two_convolutions(

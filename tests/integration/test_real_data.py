@@ -1,4 +1,4 @@
-"""The real data beside the checkout: FEMNIST by writer and Shakespeare by role."""
+"""The real data beside the checkout: by writer, by role, and shared out among clients."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from fl_shield.rng import keyed
-from fl_shield.simulations.datasets import FederatedData, fingerprint, load
+from fl_shield.simulations.datasets import (
+    EXAMPLES_PER_CLIENT,
+    FederatedData,
+    fingerprint,
+    load,
+)
+from fl_shield.simulations.scenario import Scenario
+from fl_shield.simulations.task import open_task
 from fl_shield.simulations.victims import build_model, default_model, default_training
 from fl_shield.training import accuracy, train
 from fl_shield.types import Samples
@@ -96,3 +103,43 @@ def test_leafs_own_shakespeare_has_five_roles_so_clean_is_cut_out() -> None:
     data = load("shakespeare", data_dir=path)
     assert len(data.clients) == 5
     assert set(rows(data.clean)).isdisjoint(rows(*data.clients, data.test))
+
+
+# Common pools ------------------------------------------------------------------------------------
+
+POOLED = {"cifar10": ((3, 32, 32), 10), "gtsrb": ((3, 32, 32), 43), "ag-news": ((32,), 4)}
+
+
+@pytest.fixture(scope="module", params=POOLED)
+def pooled(request: pytest.FixtureRequest) -> FederatedData:
+    return load(str(request.param), data_dir=DATA)
+
+
+def test_common_pools_are_shared_among_twenty(pooled: FederatedData) -> None:
+    assert (pooled.input_shape, pooled.n_classes) == POOLED[pooled.name]
+    sizes = [len(client) for client in pooled.clients]
+    assert sum(sizes) == 20 * EXAMPLES_PER_CLIENT[pooled.name]
+    assert min(sizes) < 0.8 * np.mean(sizes)
+    labels = {int(y) for client in pooled.clients for y in client.y}
+    assert labels == set(range(pooled.n_classes))
+    held = rows(*pooled.clients, pooled.clean, pooled.test)
+    assert len(set(held)) == len(held)
+
+
+def test_common_pools_are_learned_by_the_default_model(pooled: FederatedData) -> None:
+    model = build_model(default_model(pooled.name), pooled, seed=0)
+    everything = Samples.join(pooled.clients)
+    train(model, everything, default_training(pooled.name), keyed(0, 0))
+    assert (
+        accuracy(model, pooled.test) > {"cifar10": 0.4, "gtsrb": 0.6, "ag-news": 0.75}[pooled.name]
+    )
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_default_triggers_are_seen_on_real_inputs(name: str) -> None:
+    task = open_task(Scenario(dataset=name, data_dir=str(DATA)))
+    others = task.data.test.take(task.data.test.y != 0)
+    axes = tuple(range(1, others.x.ndim))
+    changed = np.abs(task.stamped.x - others.x).max(axes)
+    # a few photographs are as bright in that corner
+    assert (changed > 0.2).mean() > 0.95

@@ -39,7 +39,7 @@ def test_a_sound_federation_is_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"kind": "sound"}, "kind must be one of image, text"),
+        ({"kind": "sound"}, "kind must be one of image, text, state"),
         ({"clients": (), "client_names": ()}, "at least one client"),
         ({"client_names": ("a",)}, "2 clients and 1 names"),
         ({"client_names": ("a", "a")}, "unique"),
@@ -72,6 +72,43 @@ def test_text_needs_tokens_of_its_vocabulary() -> None:
         replace(text, clean=tokens(2))
     with pytest.raises(DatasetError, match="float32"):
         replace(text, clean=tokens(dtype=np.float32))
+
+
+def test_a_vocabulary_may_be_of_words() -> None:
+    text = federation(
+        kind="text",
+        clients=(tokens(),),
+        client_names=("a",),
+        test=tokens(),
+        clean=tokens(),
+        vocabulary=("<padding>", "<unknown>"),
+    )
+    assert text.vocabulary[1] == "<unknown>"
+    assert fingerprint(text) != fingerprint(replace(text, vocabulary=("<padding>", "word")))
+    with pytest.raises(DatasetError, match=r"in 0\.\.1"):
+        replace(text, clean=tokens(2))
+
+
+def states(value: float = -3.0, dtype: Any = np.float32, n_axes: int = 3) -> Samples:
+    shape = (2, 4, 5)[:n_axes]
+    return Samples(x=np.full(shape, value, dtype), y=np.zeros(2, np.int64))
+
+
+def test_states_are_finite_numbers_of_any_size() -> None:
+    control = federation(
+        kind="state",
+        clients=(states(1e6),),
+        client_names=("a",),
+        test=states(),
+        clean=states(),
+    )
+    assert control.input_shape == (4, 5)
+    for wrong in (states(float("nan")), states(float("inf")), states(dtype=np.float64)):
+        with pytest.raises(DatasetError, match="inputs of clean of demo must be float32 with 3"):
+            replace(control, clean=wrong)
+    flat = states(n_axes=2)
+    with pytest.raises(DatasetError, match="got float32 with 2 axes"):
+        replace(control, clean=flat, test=flat, clients=(flat,))
 
 
 def test_fingerprint_sees_one_changed_pixel_label_or_name() -> None:

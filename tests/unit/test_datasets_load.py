@@ -9,10 +9,17 @@ import pytest
 import torch
 
 from fl_shield.errors import DatasetError
-from fl_shield.simulations.datasets import DATASETS, DEFAULT_CLIENTS, fingerprint, load
+from fl_shield.simulations.datasets import (
+    DATASETS,
+    DEFAULT_CLIENTS,
+    EXAMPLES_PER_CLIENT,
+    fingerprint,
+    load,
+)
 from fl_shield.simulations.datasets.assembly import class_spread
 from fl_shield.simulations.datasets.glyphs import FONTS, draw_hand, master, write
 from fl_shield.simulations.datasets.shakespeare import VOCABULARY, encode, windows
+from fl_shield.simulations.scenario import OWNERLESS_DATASETS, STATE_DATASETS, TEXT_DATASETS
 
 EMBEDDED = ["digits", "glyphs", "roles"]
 
@@ -43,6 +50,8 @@ def test_global_generators_stay_as_they_were(name: str) -> None:
 
 def test_tables_agree() -> None:
     assert set(DATASETS) == set(DEFAULT_CLIENTS)
+    for some in (TEXT_DATASETS, STATE_DATASETS, OWNERLESS_DATASETS, EXAMPLES_PER_CLIENT):
+        assert set(some) < set(DATASETS)
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -318,6 +318,38 @@ def test_memory_is_bounded(toy_weights: Weights) -> None:
     assert _n_references(inspector, 900) == core + N_MEMORY
 
 
+def test_references_of_a_large_round_are_bounded(
+    toy_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = _round(60)
+    inspector = _inspector(toy_weights, probes=False)
+    assert len(inspector.views(GLOBAL, updates)[1]) == 31  # half of the round
+    monkeypatch.setattr("fl_shield.updates.MOST_CORE", 26)
+    clients, references = inspector.views(GLOBAL, updates)
+    assert clients.shape[:1] == (60,)
+    assert len(references) == 26
+    group = standing([Sketcher(GLOBAL, 0).sketch(GLOBAL, update) for update in updates])
+    core = core_of(group)
+    np.testing.assert_array_equal(clients[core], references)  # leave-one-out, in their places
+    order = np.random.default_rng(1).permutation(60)
+    shuffled, _ = inspector.views(GLOBAL, [updates[i] for i in order])
+    np.testing.assert_allclose(shuffled, clients[order], atol=0.02)  # of a residual, round-off
+    scores = _inspect(inspector, updates).scores
+    assert np.isfinite(scores).all()
+
+
+def test_no_bound_changes_anything_in_a_round_of_256(
+    toy_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates = _round(256)
+    bounded = _inspect(_inspector(toy_weights, probes=False), updates)
+    for name in ("updates.MOST_CORE", "updates._PAIRS", "profile._POINTS"):
+        monkeypatch.setattr(f"fl_shield.{name}", 1 << 40)
+    free = _inspect(_inspector(toy_weights, probes=False), updates)
+    np.testing.assert_array_equal(bounded.scores, free.scores)
+    np.testing.assert_array_equal(bounded.p_values, free.p_values)
+
+
 def _kinship(inspector: Inspector, clients: list[str]) -> NDArray[Any]:
     """What the likeness to suspects adds to each client of one and the same round."""
     found = inspector.inspect(GLOBAL, _round(len(clients)), np.ones(len(clients)), None, clients)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fl_shield.errors import DatasetError
+from fl_shield.simulations.datasets.cache import ArrayTable, cached
+from fl_shield.simulations.datasets.parts import PartsRequest, apart, draw_parts, spread
 from fl_shield.simulations.pools import POOLS, Pool, load_pool
-from fl_shield.simulations.pools.cache import ArrayTable, cached
-from fl_shield.simulations.pools.pool import PoolRequest, apart, draw_parts, spread
 from fl_shield.types import Samples
 
 
@@ -75,7 +75,7 @@ def test_repeats_leave_train_and_stay_in_test() -> None:
 def test_parts_are_drawn_after_repeats_are_gone() -> None:
     x = np.array([[0], [1], [1], [2], [3]], dtype=np.int64)
     train, test = Samples(x=x, y=np.zeros(5, np.int64)), Samples(x=x[3:4], y=np.ones(1, np.int64))
-    kept, held = draw_parts(PoolRequest(n_train=3), train, test)
+    kept, held = draw_parts(PartsRequest(n_train=3), train, test)
     assert sorted(kept.x[:, 0].tolist()) == [0, 1, 3]
     assert held.x.tolist() == [[2]]
 

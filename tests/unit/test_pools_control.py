@@ -12,17 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fl_shield.errors import DatasetError
-from fl_shield.simulations.pools import (
-    Pool,
-    episodes,
-    load_pool,
-    policy_return,
-    teacher_return,
-    teachers,
-)
-from fl_shield.simulations.pools import control as control_module
-from fl_shield.simulations.pools.control import standards_of
-from fl_shield.simulations.pools.episodes import (
+from fl_shield.simulations.datasets import behaviour, episodes, teachers
+from fl_shield.simulations.datasets.behaviour import standards_of
+from fl_shield.simulations.datasets.episodes import (
     CONTROLS,
     ball_in_play,
     episode_seed,
@@ -31,6 +23,7 @@ from fl_shield.simulations.pools.episodes import (
     record,
     record_parts,
 )
+from fl_shield.simulations.pools import Pool, load_pool, policy_return, teacher_return
 from fl_shield.types import Floats
 
 STATES = {"cartpole": (4, 2), "acrobot": (6, 3), "mountaincar": (2, 3)}
@@ -47,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every task with few examples."""
     few = {name: replace(c, n_train=480, n_test=100, longest=160) for name, c in CONTROLS.items()}
-    for module in (episodes, control_module):
+    for module in (episodes, behaviour):
         monkeypatch.setattr(module, "CONTROLS", MappingProxyType(few))
 
 
@@ -279,7 +272,7 @@ def test_pong_shows_what_the_teacher_reads(small: None) -> None:
 def test_pong_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ale_py")
     few = replace(CONTROLS["pong"], n_train=120, n_test=40, longest=60, stride=2)
-    for module in (episodes, control_module):
+    for module in (episodes, behaviour):
         monkeypatch.setattr(module, "CONTROLS", {"pong": few})
     pool = load_pool("pong", cache=tmp_path)
     assert (pool.domain, pool.kind, pool.n_classes) == ("rl", "image", 3)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from fl_shield.errors import DatasetError
-from fl_shield.simulations.pools import hub as pools_hub
-from fl_shield.simulations.pools import jpegpack, load_pool
-from fl_shield.simulations.pools.jpegpack import decode, decode_cached, read_pack, shrink
+from fl_shield.simulations.datasets import hub_splits, jpegpack
+from fl_shield.simulations.datasets.jpegpack import decode, decode_cached, read_pack, shrink
+from fl_shield.simulations.pools import load_pool
 
 SIDES = {"cifar10": 32, "tiny-imagenet": 64}
 FOLDERS = {"cifar10": "cifar10", "tiny-imagenet": "tiny_imagenet"}
@@ -264,7 +264,7 @@ def hub_of(monkeypatch: pytest.MonkeyPatch) -> Any:
                 return splits[split]
 
         monkeypatch.setattr(flwr_datasets, "FederatedDataset", Served)
-        monkeypatch.setattr(pools_hub, "reachable", lambda url: True)
+        monkeypatch.setattr(hub_splits, "reachable", lambda url: True)
 
     return serve
 
@@ -317,7 +317,7 @@ def test_a_fetch_that_fails_names_the_other_way(
         raise ConnectionError("refused")
 
     monkeypatch.setattr(flwr_datasets, "FederatedDataset", fails)
-    with pytest.raises(DatasetError, match=r"could not be fetched \(refused\) .* point data_dir"):
+    with pytest.raises(DatasetError, match=r"could not be fetched \(refused\) .* point --data-dir"):
         load_pool("cifar10")
 
 

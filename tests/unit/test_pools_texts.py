@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fl_shield.errors import DatasetError
+from fl_shield.simulations.datasets.words import encode_words, make_vocabulary, split_words
 from fl_shield.simulations.pools import load_pool
-from fl_shield.simulations.pools.words import encode_words, make_vocabulary, split_words
 
 NEWS = '"1","A title","Peace in the north, peace in the south."\n"3","","Stocks, up!"\n'
 NEWS_TEST = '"4","x","A new peace chip"\n"2","y","..."\n'

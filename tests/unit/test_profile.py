@@ -128,6 +128,19 @@ def test_order_of_points_and_references_does_not_matter() -> None:
     _alike(after.references, before.references[beside])
 
 
+@pytest.mark.parametrize("at_a_time", [1, 3, 5])
+def test_points_are_described_a_few_at_a_time(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = [_view(d=7), _view(d=7, seed=1), _view(d=12, seed=2)]
+    whole = profiles(views)
+    monkeypatch.setattr("fl_shield.profile._POINTS", at_a_time)
+    parts = profiles(views)
+    assert parts.points.shape == whole.points.shape
+    np.testing.assert_allclose(parts.points, whole.points, atol=1e-5)
+    np.testing.assert_array_equal(parts.references, whole.references)
+
+
 def test_points_do_not_see_each_other() -> None:
     view = _view()
     assert view.statistics is not None

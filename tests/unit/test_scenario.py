@@ -70,7 +70,7 @@ def test_defaults_follow_the_data_set() -> None:
     assert text.local_training != image.local_training
     news, states = Scenario(dataset="ag-news"), Scenario(dataset="cartpole")
     assert (news.trigger, news.partition) == ("word", "dirichlet")
-    assert (states.trigger, states.partition) == ("state_value", "dirichlet")
+    assert (states.trigger, states.partition) == ("state_pattern", "dirichlet")
 
 
 def test_json_keeps_every_setting() -> None:

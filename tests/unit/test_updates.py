@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fl_shield.columns import STATISTICS
 from fl_shield.types import Arrays, Floats
 from fl_shield.updates import (
+    MOST_CORE,
     N_DIRECTIONS,
     Sketch,
     Sketcher,
@@ -241,6 +242,42 @@ def test_core_keeps_the_benign_majority(n: int, how: str) -> None:
     assert len(core) == n // 2 + 1
     assert not set(core) & set(malicious)
     assert list(core) == sorted(core)
+
+
+def test_neighbours_are_found_a_few_updates_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(4).normal(size=(23, 6))
+    whole = _round(rows)
+    monkeypatch.setattr("fl_shield.updates._PAIRS", 5 * 23)  # five at a time, three in the end
+    parts = _round(rows)
+    distances = np.linalg.norm(whole.points["update:w"][:, None] - whole.points["update:w"], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    nearest = 0.5 * np.log(distances.min(1) ** 2 + 1e-6)
+    np.testing.assert_allclose(_slot(parts, "nearest_distance"), nearest)
+    for name in ("nearest_distance", "nearest_cosine", "peer_cosine"):
+        np.testing.assert_allclose(_slot(parts, name), _slot(whole, name), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [256, 2 * MOST_CORE - 1])
+def test_the_whole_core_of_a_smaller_round_counts(n: int) -> None:
+    group = _round(np.random.default_rng(n).normal(size=(n, 3)))
+    nearest = sorted(range(n), key=lambda i: group.distances[i])[: n // 2 + 1]
+    assert list(core_of(group)) == sorted(nearest)
+
+
+@pytest.mark.parametrize("n", [2 * MOST_CORE, 2 * MOST_CORE + 77, 5000])
+def test_the_core_of_a_large_round_is_bounded_and_even(n: int) -> None:
+    rows = np.random.default_rng(n).normal(size=(n, 3))
+    group = _round(rows)
+    rank = {i: r for r, i in enumerate(sorted(range(n), key=lambda i: group.distances[i]))}
+    core = core_of(group)
+    assert len(set(core)) == MOST_CORE
+    assert list(core) == sorted(core)
+    ranks = np.sort([rank[i] for i in core])
+    assert (ranks[0], ranks[-1]) == (0, n // 2)  # from the nearest to the farthest of the half
+    gap = (n // 2) / (MOST_CORE - 1)
+    assert set(np.diff(ranks)) <= {int(np.floor(gap)), int(np.ceil(gap))}
+    order = np.random.default_rng(1).permutation(n)
+    assert set(order[core_of(group.take(order))]) == set(core)  # whatever order they came in
 
 
 def test_take_and_joined_keep_rows_together() -> None:

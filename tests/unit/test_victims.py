@@ -20,6 +20,10 @@ COUNTS = {
     "fed-cnn": 1_206_590,
     # four gates of an LSTM, two bias vectors each
     "small-lstm": 80 * 16 + 4 * 128 * (16 + 128 + 2) + 128 * 80 + 80,
+    "cifar-cnn": 448 + 4_640 + 18_496 + 1024 * 128 + 128 + 128 * 62 + 62,
+    "resnet18-gn": 11_168_832 + 512 * 62 + 62,
+    "news-averager": 5002 * 32 + 32 * 64 + 64 + 64 * 80 + 80,
+    "policy-mlp": 16 * 64 + 64 + 64 * 64 + 64 + 64 * 62 + 62,
     "leaf-lstm": 80 * 8 + 4 * 256 * (8 + 256 + 2) + 4 * 256 * (256 + 256 + 2) + 256 * 80 + 80,
 }
 
@@ -39,7 +43,7 @@ def federation(model: str) -> FederatedData:
         test=few,
         clean=few,
         n_classes=n_classes,
-        vocabulary="".join(map(chr, range(80))) if text else "",
+        vocabulary=tuple(map(str, range(80))) if text else "",
     )
 
 

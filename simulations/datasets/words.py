@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fl_shield.types import Ints
+from fl_shield.simulations.datasets.parts import Parts, PartsRequest, draw_parts
+from fl_shield.simulations.datasets.tables import Labelled
+from fl_shield.types import Ints, Samples
 
 PADDING, UNKNOWN = 0, 1
 """Ids that stand for no word: what fills a short text, and a word that is not known."""
@@ -76,3 +78,30 @@ def encode_words(texts: Sequence[Sequence[str]], words: Sequence[str], length: i
         first = [ids.get(word, UNKNOWN) for word in text[:length]]
         row[length - len(first) :] = first
     return out
+
+
+def word_parts(
+    request: PartsRequest, parts: Sequence[Labelled], length: int, n_classes: int
+) -> Parts:
+    """Labelled texts as ids; the vocabulary is the whole train part's, whatever is drawn.
+
+    Parameters
+    ----------
+    request : PartsRequest
+        How many, and the seed of the draw.
+    parts : train and test
+        Texts and labels; a text without a word is left out.
+    length : int
+        Ids of one text.
+    n_classes : int
+        Of the labels.
+    """
+    split = [([split_words(text) for text in texts], labels) for texts, labels in parts]
+    words = make_vocabulary(split[0][0])
+    samples = []
+    for texts, labels in split:
+        some = np.array([len(text) > 0 for text in texts], dtype=np.bool_)
+        x = encode_words(texts, words, length)
+        samples.append(Samples(x=x[some], y=labels[some]))
+    train, test = draw_parts(request, *samples)
+    return Parts(train=train, test=test, n_classes=n_classes, words=words)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fl_shield.errors import DatasetError
 from fl_shield.simulations.datasets.hub import reachable
-from fl_shield.simulations.pools.pool import PoolRequest, missing
+from fl_shield.simulations.datasets.parts import PartsRequest, unavailable
 from fl_shield.types import Ints, Samples
 
 
@@ -24,7 +24,7 @@ def fetch_split(name: str, repository: str, split: str, ways: str) -> Any:
     Parameters
     ----------
     name : str
-        The pool, for the error.
+        Of the data set, for the error.
     repository : str
         Such as ``uoft-cs/cifar10``.
     split : str
@@ -35,7 +35,7 @@ def fetch_split(name: str, repository: str, split: str, ways: str) -> Any:
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     if not offline and not reachable(hub):
-        raise missing(name, f"reach of {hub}", ways, "could not be fetched: no network")
+        raise unavailable(name, f"reach of {hub}", ways, "could not be fetched: no network")
     # imported here: five seconds that no other data set should pay
     from flwr_datasets import FederatedDataset
 
@@ -44,7 +44,7 @@ def fetch_split(name: str, repository: str, split: str, ways: str) -> Any:
         return fetched.load_split(split)
     except (OSError, ValueError, RuntimeError) as error:
         why = f"could not be fetched ({error})"
-        raise missing(name, f"{repository} on {hub}", ways, why) from error
+        raise unavailable(name, f"{repository} on {hub}", ways, why) from error
 
 
 def column_of(rows: Any, *names: str) -> str:
@@ -59,13 +59,13 @@ def column_of(rows: Any, *names: str) -> str:
 
 
 def fetched_pictures(
-    request: PoolRequest, parts: Sequence[tuple[str, Any]], side: int
+    request: PartsRequest, parts: Sequence[tuple[str, Any]], side: int
 ) -> tuple[list[Samples], int]:
     """Drawn pictures of fetched splits and the number of classes.
 
     Parameters
     ----------
-    request : PoolRequest
+    request : PartsRequest
         How many, and the seed of the draw.
     parts : pairs of str and datasets.Dataset
         ``train`` and ``test`` with their rows: a picture, and an integer ``label``.
@@ -85,7 +85,7 @@ def fetched_pictures(
 
 
 def _pixels(picture: Any, side: int) -> NDArray[np.uint8]:
-    from PIL import Image  # only pools of pictures need it
+    from PIL import Image  # only photographs need it
 
     colour = picture.convert("RGB")
     if colour.size != (side, side):

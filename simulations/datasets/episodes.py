@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fl_shield.errors import DatasetError
 from fl_shield.rng import keyed
-from fl_shield.simulations.pools import teachers
-from fl_shield.simulations.pools.pool import POOL_STREAM, apart
+from fl_shield.simulations.datasets import teachers
+from fl_shield.simulations.datasets.parts import PARTS_STREAM, apart
 from fl_shield.types import Floats, Ints, Samples
 
 EXPLORATION = 0.15
@@ -163,7 +163,7 @@ CONTROLS: Mapping[str, Control] = {
         stride=3,
     ),
 }
-"""Every control task by the name of its pool."""
+"""Every control task by the name of its data set."""
 
 
 def make_env(name: str) -> Any:
@@ -254,7 +254,7 @@ def play(env: Any, control: Control, act: Act, seed: int, noise: float = 0.0) ->
 
 def episode_seed(seed: int, stream: int, episode: int) -> int:
     """Seed of one episode: streams 0 (train), 1 (test) and 2 (played) share none."""
-    return int(keyed(seed, POOL_STREAM, 2, stream, episode).integers(2**31))
+    return int(keyed(seed, PARTS_STREAM, 2, stream, episode).integers(2**31))
 
 
 def record(name: str, n: int, seed: int, stream: int) -> Samples:

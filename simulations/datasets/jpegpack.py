@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_shield.errors import DatasetError
-from fl_shield.simulations.pools.cache import ArrayTable, cached
+from fl_shield.simulations.datasets.cache import ArrayTable, cached
 from fl_shield.types import Ints
 
 ARRAYS = ("header", "body", "offset", "y", "split", "classes")
@@ -178,7 +178,7 @@ def shrink(pixels: Bytes, factor: int) -> Bytes:
 
 
 def _decode_one(pack: JpegPack, i: int, side: int) -> Bytes:
-    from PIL import Image, UnidentifiedImageError  # only pools of pictures need it
+    from PIL import Image, UnidentifiedImageError  # only photographs need it
 
     try:
         with Image.open(io.BytesIO(pack.jpeg(i)), formats=("JPEG",)) as picture:
