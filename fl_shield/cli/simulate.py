@@ -51,7 +51,8 @@ Attacks = Annotated[
     _option(
         _ATTACK,
         "--attack",
-        help="lp (default), badnets, model_replacement, norm_clipped, sign_flip or none; repeats.",
+        help="lp (default), none, or any attack of docs/arena.md, such as badnets, "
+        "model_replacement, dba, neurotoxin, a3fl, alie; repeats.",
     ),
 ]
 Options = Annotated[
@@ -82,8 +83,8 @@ Defenses = Annotated[
     _option(
         _DEFENSE,
         "--defense",
-        help="none (plain FedAvg), multikrum (told the number of attackers) or shield; repeats "
-        "[none and shield].",
+        help="none (plain FedAvg), multikrum (told the number of attackers), shield, or any rule "
+        "of docs/arena.md, such as flame, fltrust, rlr, median; repeats [none and shield].",
     ),
 ]
 FprBudget = Annotated[

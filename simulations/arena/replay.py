@@ -21,7 +21,7 @@ from fl_shield.simulations.scenario import participants
 from fl_shield.simulations.task import FederatedTask
 from fl_shield.strategies.records import from_record, to_record
 
-N_JUDGED = 600
+N_JUDGED = 250
 """Test examples, and stamped ones, that one aggregated round is judged on."""
 
 _NO_OPTIONS: Mapping[str, float] = {}

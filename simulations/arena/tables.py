@@ -34,7 +34,7 @@ EVERY_DEFENSE = tuple(DEFENSES)
 
 SHORT_FEDERATIONS: Mapping[str, Mapping[str, float]] = {
     "fldetector": {"first_round": 0, "window": 3},
-    "deepsight": {"n_inputs": 500},
+    "deepsight": {"n_inputs": 200},
 }
 """Settings without which a rule would sleep, or run for hours, in a table of a few rounds: by
 default FLDetector begins at round 50 and DeepSight reads 60,000 noise inputs of each client.

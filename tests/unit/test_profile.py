@@ -137,7 +137,8 @@ def test_points_are_described_a_few_at_a_time(
     monkeypatch.setattr("fl_shield.profile._POINTS", at_a_time)
     parts = profiles(views)
     assert parts.points.shape == whole.points.shape
-    np.testing.assert_allclose(parts.points, whole.points, atol=1e-5)
+    for i in range(len(views)):
+        _alike(parts.points[:, i], whole.points[:, i])
     np.testing.assert_array_equal(parts.references, whole.references)
 
 
