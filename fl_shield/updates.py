@@ -26,7 +26,7 @@ N_DIRECTIONS = 64
 """Numbers kept of each tensor's delta."""
 
 MOST_CORE = 256
-"""Members of a round's core, at most: what is worked out of references grows with their square."""
+"""Members of a round's core, at most: what is worked out of references grows with their cube."""
 
 _PAIRS = 1 << 18  # pairs of updates that are compared at a time
 

@@ -65,7 +65,7 @@ def facts_of(
     command = (
         f"fl-shield meta-train --out runs/meta --domains {','.join(c.domains)} "
         + (f"--pools {','.join(c.only)} " if c.only else "")
-        + f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} "
+        + f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} --zoo {c.n_zoo} "
         f"--rounds {c.n_rounds} --draws {draws} --epochs {config.n_epochs} "
         f"--inner-steps {config.n_inner_steps} --batch-size {config.batch_size} "
         f"--outer-lr {config.outer_lr:g} --representation {c.representation} --seed {c.seed}"
@@ -78,7 +78,9 @@ def facts_of(
         "tasks": f"{len(parts.training)} sources for training, {len(parts.held_out)} held out",
         "sources": f"{backdoored} backdoored and {len(victims) - backdoored} clean victims on "
         f"{', '.join(c.pools()) or 'no data'}; {len(c.federations())} federations of "
-        f"{c.n_rounds} rounds, each attacked in five ways and none; "
+        f"{c.n_rounds} rounds, each attacked in five ways and none"
+        + (f" ({2 * c.n_zoo} of them in six ways of the arena and none)" if c.n_zoo else "")
+        + "; "
         f"{len(c.calm_settings())} attack-free federations for the null distribution of updates",
         "seconds of the last run (what is cached is not simulated again)": f"{seconds:.0f}",
     }

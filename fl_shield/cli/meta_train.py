@@ -54,12 +54,13 @@ def meta_train(
     glyphs: Annotated[int, typer.Option(min=0, help="Federations on generated glyphs.")] = 44,
     rounds: Annotated[int, typer.Option(min=1, help="Attacked rounds of a federation.")] = 3,
     zoo: Annotated[
-        bool,
+        int,
         typer.Option(
-            help="Attack federations in all ways of the arena, but for the families that stay "
-            "unseen, and up to half of a round."
+            min=0,
+            help="Federations of each data set more, attacked in all ways of the arena but for the "
+            "families that stay unseen, and up to half of a round.",
         ),
-    ] = False,
+    ] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 12,
     inner_steps: Annotated[int, typer.Option(min=0, help="Steps of the inner loop.")] = 3,
@@ -93,7 +94,7 @@ def meta_train(
         n_digits=digits,
         n_glyphs=glyphs,
         n_rounds=rounds,
-        zoo=zoo,
+        n_zoo=zoo,
         with_files=data_dir is not None,
         only=words(pools),
         seed=seed,

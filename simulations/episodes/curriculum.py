@@ -33,9 +33,9 @@ class Curriculum:
         Federations of each data set.
     n_rounds : int
         Attacked rounds of each federation; every one is attacked in five ways and none.
-    zoo : bool
-        Whether rounds are attacked in ways drawn from the whole arena, up to half of the clients
-        malicious, instead.
+    n_zoo : int
+        Federations of each data set more whose rounds are attacked in ways drawn from the whole
+        arena, up to half of the clients malicious.
     with_files : bool
         Whether data sets that are files beside the package take part, or the embedded ones only.
     only : tuple of str
@@ -50,7 +50,7 @@ class Curriculum:
     n_digits: int = 16
     n_glyphs: int = 44
     n_rounds: int = 3
-    zoo: bool = False
+    n_zoo: int = 0
     with_files: bool = False
     only: tuple[str, ...] = ()
     seed: int = 0
@@ -71,7 +71,7 @@ class Curriculum:
                 f"{', '.join(lacking)} is read from files: point --data-dir at the folder that "
                 f"holds {lacking[0]}/, or leave it out"
             )
-        for name in ("n_victims", "n_digits", "n_glyphs", "seed"):
+        for name in ("n_victims", "n_digits", "n_glyphs", "n_zoo", "seed"):
             if getattr(self, name) < 0:
                 raise ScenarioError(f"{name} must be >= 0, got {getattr(self, name)}")
         n_sources = len(self.victims()) + len(self.federations())
@@ -106,8 +106,10 @@ class Curriculum:
         named = [("glyphs", i) for i in range(self.n_glyphs)]
         named += [("digits", i) for i in range(self.n_digits)]
         drawn = [draw_setting(name, first + i, self.n_rounds) for name, i in named]
-        chosen = map(among_all_attacks, drawn) if self.zoo else drawn
-        return [replace(setting, representation=self.representation) for setting in chosen]
+        for name in ("glyphs", "digits"):
+            own = (draw_setting(name, first + i, self.n_rounds) for i in range(self.n_zoo))
+            drawn += map(among_all_attacks, own)
+        return [replace(setting, representation=self.representation) for setting in drawn]
 
     def calm_settings(self) -> list[FederationSetting]:
         """Attack-free federations that the null distribution of updates is taken from."""
