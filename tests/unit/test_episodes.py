@@ -27,8 +27,10 @@ from fl_shield.simulations.episodes.curriculum import Curriculum
 from fl_shield.simulations.episodes.federations import path_of, simulate, simulate_all
 from fl_shield.simulations.episodes.rounds import (
     ATTACK_NAMES,
+    HELD_OUT_FAMILIES,
     MODELS,
     FederationSetting,
+    among_all_attacks,
     draw_attack,
     draw_setting,
     partial_clients,
@@ -326,3 +328,32 @@ def test_calm_federations_are_none_of_the_sources() -> None:
     calm = curriculum.calm_settings()
     assert [s.dataset for s in calm] == ["glyphs", "digits", "digits"]
     assert not {s.seed for s in calm} & {s.seed for s in curriculum.federations()}
+
+
+def test_the_arena_adds_federations_that_never_see_the_held_out_families() -> None:
+    plain = Curriculum(domains=("fl",), n_victims=0, n_digits=2, n_glyphs=1)
+    more = replace(plain, n_zoo=2)
+    assert more.federations()[:3] == plain.federations()
+    added = more.federations()[3:]
+    assert [f.dataset for f in added] == ["glyphs", "glyphs", "digits", "digits"]
+    for setting in added:
+        assert not set(setting.attacks) & set(HELD_OUT_FAMILIES)
+        assert set(ATTACK_NAMES) <= set(setting.attacks)
+        assert (setting.n_attacks, setting.most_malicious) == (6, 0.5)
+    assert {path_of(s, Path()) for s in added}.isdisjoint(
+        path_of(s, Path()) for s in plain.federations()
+    )
+
+
+def test_a_round_of_the_arena_is_attacked_in_some_ways_and_none() -> None:
+    setting = replace(
+        among_all_attacks(draw_setting("digits", 3, n_rounds=1), n_attacks=2),
+        attacks=("ipm", "label_flip", "sign_flip"),
+        warm_rounds=0,
+    )
+    episodes = list(simulate_federation(setting))
+    families = [e.family for e in episodes]
+    assert families[-1] == "none"
+    assert len(set(families[:-1])) == len(families) - 1 <= 2
+    assert set(families[:-1]) < {"ipm", "label_flip", "sign_flip"}
+    assert all(0 < e.labels.sum() <= len(e.labels) / 2 for e in episodes[:-1])

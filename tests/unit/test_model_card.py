@@ -71,7 +71,9 @@ def test_tasks_without_triggered_points_have_no_auc_and_are_left_out_of_a_mean()
 
 
 def test_the_facts_give_the_command_that_makes_the_weights_again() -> None:
-    curriculum = Curriculum(domains=("rl", "fl"), n_victims=30, n_digits=2, n_glyphs=8, seed=4)
+    curriculum = Curriculum(
+        domains=("rl", "fl"), n_victims=30, n_digits=2, n_glyphs=8, n_zoo=1, seed=4
+    )
     parts = Parts(training=[], held_out=[])
     config = MetaConfig(n_epochs=7, n_inner_steps=2)
     facts = facts_of(curriculum, parts, config, seconds=12.4)
@@ -84,6 +86,7 @@ def test_the_facts_give_the_command_that_makes_the_weights_again() -> None:
         "--victims": "30",
         "--digits": "2",
         "--glyphs": "8",
+        "--zoo": "1",
         "--rounds": "3",
         "--draws": "1",
         "--epochs": "7",
@@ -96,7 +99,8 @@ def test_the_facts_give_the_command_that_makes_the_weights_again() -> None:
     n_clean = sum(not v.backdoored for v in curriculum.victims())
     n = len(curriculum.victims())
     assert f"{n - n_clean} backdoored and {n_clean} clean victims on cartpole" in facts["sources"]
-    assert "10 federations of 3 rounds" in facts["sources"]
+    assert "12 federations of 3 rounds" in facts["sources"]
+    assert "(2 of them in six ways of the arena and none)" in facts["sources"]
     assert facts["tasks"] == "0 sources for training, 0 held out"
     assert "12" in facts.values()
     with_files = facts_of(replace(curriculum, with_files=True), parts, config, 0.0)
