@@ -202,10 +202,11 @@ class MetaShield:
 
         Parameters
         ----------
-        purpose : {"updates", "inputs"}
+        purpose : {"updates", "inputs", "arena"}
             What it judges. Same method and format, meta-trained apart: the weights for updates
             have been tried in whole federations; those for inputs have seen all four domains and
-            can judge updates as well.
+            can judge updates as well; those of the arena judge updates and have learned from
+            sixteen kinds of attack.
         **settings
             As for the class.
         """

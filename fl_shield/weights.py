@@ -25,10 +25,11 @@ from fl_shield.tensor_file import UNREADABLE, read_tensors
 from fl_shield.types import Floats, View
 
 FORMAT = "fl_shield.metashield/2"
-Purpose = Literal["updates", "inputs"]
+Purpose = Literal["updates", "inputs", "arena"]
 PRETRAINED: Mapping[Purpose, str] = {
     "updates": "fl_shield.pretrained",
     "inputs": "fl_shield.pretrained.inputs",
+    "arena": "fl_shield.pretrained.arena",
 }
 """Packages of the shipped weights."""
 

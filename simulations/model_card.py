@@ -18,6 +18,7 @@ from fl_shield.detector import Adapted
 from fl_shield.meta import Episode, MetaConfig, Progress
 from fl_shield.metrics import auroc, tpr_at_fpr
 from fl_shield.simulations.episodes.curriculum import Curriculum
+from fl_shield.simulations.episodes.rounds import HELD_OUT_FAMILIES
 from fl_shield.simulations.meta_training import Parts
 from fl_shield.simulations.null_distributions import kind_of
 from fl_shield.weights import Weights
@@ -94,6 +95,13 @@ _OF_UPDATES = (
     "and control tasks; with all images or all text unknown the unadapted weights do a little",
     "better.",
 )
+_OF_FEDERATIONS = (
+    "These weights have seen federations only and judge client updates. Their null distribution",
+    "comes from attack-free federations of their own with the shield in the loop, that of first",
+    "rounds from the tasks of this table. Attacks that no weights of this project ever learn from:",
+    f"{', '.join(HELD_OUT_FAMILIES)}; copies of honest clients (mimic) and attackers who pause",
+    "(on_off) neither.",
+)
 _OF_INPUTS = (
     "These weights have seen no federation and judge inputs of models only. Their null",
     "distributions, one for each of several numbers of references, come from whole data sets under",
@@ -124,10 +132,17 @@ def write_card(
         "|---|---|---|---|---|---|",
         *(_card_row(row) for row in rows),
         "",
-        *(_OF_UPDATES if "updates" in weights.nulls else _OF_INPUTS),
+        *_note(weights),
         "`manifest.jsonl` lists every source: seed, settings, data.",
     ]
     (folder / "MODEL_CARD.md").write_text("\n".join(lines) + "\n")
+
+
+def _note(weights: Weights) -> tuple[str, ...]:
+    """What the null distributions of weights come from."""
+    if "updates" not in weights.nulls:
+        return _OF_INPUTS
+    return _OF_UPDATES if "inputs" in weights.nulls else _OF_FEDERATIONS
 
 
 def _card_row(row: Mapping[str, Any]) -> str:

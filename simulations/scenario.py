@@ -80,9 +80,9 @@ class Scenario:
         Keyword arguments of a rule of :data:`fl_shield.aggregators.AGGREGATORS`.
     fpr_budget, mode, probes
         Settings of the shield.
-    weights : {"updates", "inputs"}
+    weights : {"updates", "inputs", "arena"}
         Which shipped weights the shield judges with; those for inputs have learned from all
-        domains.
+        domains, those of the arena from its attacks.
     n_clean : int
         Clean examples that the server holds.
     n_test : int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,13 @@ Closed = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Roots of all chance.")]
 Rounds = Annotated[int | None, typer.Option(help="Rounds, if not the table's.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="Shipped weights of the shield: arena (the tables' own), updates or inputs."),
+]
+Budget = Annotated[
+    float | None, typer.Option(help="The shield's FPR budget, if not the table's own.")
+]
 DataDir = Annotated[
     str | None, typer.Option(help="Folder of the data set, where it is not embedded.")
 ]
@@ -46,6 +54,8 @@ def arena(
     closed: Closed = "",
     seeds: Seeds = "0",
     rounds: Rounds = None,
+    weights: Weights = None,
+    fpr_budget: Budget = None,
     data_dir: DataDir = None,
     out: Out = Path("runs/arena"),
     cache: Cache = Path(".cache/arena"),
@@ -80,7 +90,16 @@ def arena(
         _show_tables()
         return
     contest = _contest(
-        _table(scenario, attacks, defenses, closed, rounds, data_dir),
+        _table(
+            scenario,
+            {"attacks": attacks, "defenses": defenses, "closed": closed},
+            {
+                "n_rounds": rounds,
+                "data_dir": data_dir,
+                "weights": weights,
+                "fpr_budget": fpr_budget,
+            },
+        ),
         _numbers(seeds),
         out,
         cache,
@@ -133,21 +152,16 @@ def _contest(
     )
 
 
-def _table(
-    name: str, attacks: str, defenses: str, closed: str, rounds: int | None, data_dir: str | None
-) -> ArenaTable:
+def _table(name: str, lists: Mapping[str, str], settings: Mapping[str, Any]) -> ArenaTable:
+    """Return the named table with what was given in the place of its own."""
     from fl_shield.errors import ScenarioError
     from fl_shield.simulations.arena.tables import TABLES
 
     if name not in TABLES:
         raise ScenarioError(f"scenario {name!r} is unknown; choose one of {', '.join(TABLES)}")
-    changes: dict[str, tuple[str, ...]] = {}
-    for field, text in (("attacks", attacks), ("defenses", defenses), ("closed", closed)):
-        if text:
-            changes[field] = () if text == "-" else words(text)
-    table = TABLES[name].with_(**changes)
-    settings: dict[str, Any] = {"n_rounds": rounds, "data_dir": data_dir}
-    return table.settings(**{key: value for key, value in settings.items() if value is not None})
+    chosen = {f: () if t == "-" else words(t) for f, t in lists.items() if t}
+    given = {key: value for key, value in settings.items() if value is not None}
+    return TABLES[name].with_(**chosen).settings(**given)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -98,7 +98,8 @@ Weights = Annotated[
     str | None,
     _option(
         _DEFENSE,
-        help="Shipped weights that judge: updates (default), or inputs, which know all domains.",
+        help="Shipped weights that judge: updates (default), inputs, which know all domains, or "
+        "arena, which know sixteen kinds of attack.",
     ),
 ]
 CleanExamples = Annotated[

@@ -135,6 +135,7 @@ _PICTURES = {
     "malicious_fraction": 0.2,
     "malicious_per_round": 2,
     "fpr_budget": 0.025,
+    "weights": "arena",
 }
 
 TABLES: Mapping[str, ArenaTable] = {
@@ -165,6 +166,8 @@ TABLES: Mapping[str, ArenaTable] = {
                 "n_rounds": 10,
                 "warm_rounds": 8,
                 "malicious_fraction": 0.2,
+                "fpr_budget": 0.025,
+                "weights": "arena",
             },
         ),
         ArenaTable(
