@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fl_shield.activations import activations_of
-from fl_shield.calibration import standardise
-from fl_shield.detector import Adapted, MetaShield
+from fl_shield.calibration import standardise, task_p_values
+from fl_shield.detector import Adapted, MetaShield, Scores
 from fl_shield.probes import Probes, flip_evidence
 from fl_shield.profile import MIN_REFERENCES, Profiles
 from fl_shield.rng import keyed
@@ -47,6 +47,7 @@ from fl_shield.updates import (
     update_views,
     view_depths,
 )
+from fl_shield.weights import ODDS_NULL
 from fl_shield.witness import witness_evidence
 
 N_REFERENCES = 24
@@ -166,11 +167,22 @@ class Inspector:
         believed = found.capped(most_by_view(names))
         return Inspection(
             scores=believed.scores,
-            p_values=adapted.p_values(found.log_odds, "tasks"),
+            p_values=self._p_values(adapted, found, believed),
             view_names=names,
             view_scores=believed.contributions,
             standard_scores=standardise(found.log_odds, adapted.reference_log_odds),
         )
+
+    def _p_values(self, adapted: Adapted, found: Scores, believed: Scores) -> Floats:
+        """p-values by the log-odds themselves where the weights have a null distribution of those.
+
+        Log-odds beside the references' own lose their meaning where attackers stand among the
+        references: whoever copies the middle of the round widens the spread that he is measured in.
+        """
+        weights = self.detector.weights
+        if self.is_settled and ODDS_NULL in weights.nulls:
+            return task_p_values(weights.null_for(ODDS_NULL, 0), believed.log_odds)
+        return adapted.p_values(found.log_odds, "tasks")
 
     def _reported(
         self, global_arrays: Arrays, reports: Sequence[ActivationReport | None]

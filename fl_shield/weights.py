@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ PRETRAINED: Mapping[Purpose, str] = {
 """Packages of the shipped weights."""
 
 WEIGHTS_FILE = "metashield.safetensors"
+
+ODDS_NULL: Final = "log-odds of updates"
+"""Null distribution of plain log-odds in settled rounds; p-values are read from it where it is."""
 
 STANDARD_LIMIT = 6.0
 """Standardised columns are clipped to [-STANDARD_LIMIT, STANDARD_LIMIT]."""

@@ -181,21 +181,21 @@ def _calibrate_inputs(weights: Weights, parts: Parts, seed: int) -> Weights:
 
 
 def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
-    from fl_shield.simulations.episodes.calm import N_PASSES, calm_null
+    from fl_shield.simulations.episodes.calm import CALM_NULLS, N_PASSES, calm_null
     from fl_shield.simulations.null_distributions import with_null
 
     settings = curriculum.calm_settings()
     if not settings:
         return weights
     with counting_bars(console) as progress:
-        total = N_PASSES * len(settings)
+        total = len(CALM_NULLS) * N_PASSES * len(settings)
         bar = progress.add_task("calibrating on attack-free federations", total=total)
-        for _ in range(N_PASSES):
+        for kind in (kind for kind in CALM_NULLS for _ in range(N_PASSES)):
             scores: list[Floats] = []
-            for found in calm_null(settings, weights, workers):
+            for found in calm_null(settings, weights, workers, kind):
                 scores.append(found)
                 progress.advance(bar)
-            weights = with_null(weights, "updates", scores)
+            weights = with_null(weights, kind, scores)
     return weights
 
 

@@ -12,22 +12,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
+from typing import Literal
 
 import numpy as np
 import torch
 
 from fl_shield.detector import MetaShield
-from fl_shield.policy import Policy
+from fl_shield.policy import Policy, log_odds
 from fl_shield.simulations.episodes.rounds import Federation, FederationSetting, draw_setting
 from fl_shield.simulations.processes import map_in_processes
 from fl_shield.types import Action, Floats
-from fl_shield.weights import Weights
+from fl_shield.weights import ODDS_NULL, Weights
 
 N_PASSES = 2
 """A null that is too tight drops more, so that the memory lacks more and benign log-odds rise;
 so the first pass, which decides by the null of tasks that everybody was remembered in, gives too
 loose a one. The second decides by that and counts.
 """
+
+CalmNull = Literal["updates", "log-odds of updates"]
+CALM_NULLS: tuple[CalmNull, ...] = ("updates", ODDS_NULL)
+"""Null distributions that calm federations give, in the order in which they are made."""
+
+_MOST_ODDS = 30.0
 
 FIRST_SEED = 90_000
 """Seeds of calm federations start here, beyond those of the sources."""
@@ -51,14 +58,16 @@ def calm_settings(
     ]
 
 
-def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
-    """Standardised log-odds of benign updates in settled rounds that the shield decides on.
+def calm_scores(setting: FederationSetting, weights: Weights, kind: CalmNull = "updates") -> Floats:
+    """What benign updates score in settled rounds that the shield decides on.
 
     Parameters
     ----------
     setting : FederationSetting
     weights : Weights
         With null distributions to start from.
+    kind : str
+        Null distribution that the scores are for: standardised log-odds, or plain ones.
 
     Returns
     -------
@@ -75,7 +84,8 @@ def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
             break
         seen = inspector.inspect(federation.arrays, updates, np.ones(len(updates)))
         if inspector.is_settled:
-            found.append(seen.standard_scores)
+            odds = log_odds(seen.scores, limit=_MOST_ODDS)
+            found.append(odds if kind == ODDS_NULL else seen.standard_scores)
         names = [str(client) for client in clients]
         decided = policy.decide(names, list(seen.scores), list(seen.p_values))
         kept = np.array([d.action is Action.KEEP for d in decided])
@@ -86,7 +96,10 @@ def calm_scores(setting: FederationSetting, weights: Weights) -> Floats:
 
 
 def calm_null(
-    settings: Sequence[FederationSetting], weights: Weights, n_workers: int = 1
+    settings: Sequence[FederationSetting],
+    weights: Weights,
+    n_workers: int = 1,
+    kind: CalmNull = "updates",
 ) -> Iterator[Floats]:
     """Run attack-free federations, in processes, and yield the scores of each in order."""
-    return map_in_processes(partial(calm_scores, weights=weights), settings, n_workers)
+    return map_in_processes(partial(calm_scores, weights=weights, kind=kind), settings, n_workers)

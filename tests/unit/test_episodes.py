@@ -37,7 +37,7 @@ from fl_shield.simulations.episodes.rounds import (
     simulate_federation,
 )
 from fl_shield.types import TrainingConfig
-from fl_shield.weights import Weights
+from fl_shield.weights import ODDS_NULL, Weights
 
 FEDERATION = FederationSetting(
     seed=3,
@@ -311,6 +311,10 @@ def test_calm_rounds_give_finite_scores_of_settled_rounds(toy_weights: Weights) 
     assert len(scores) == 2 * setting.clients_per_round  # the first round has no memory yet
     assert np.isfinite(scores).all()
     (again,) = calm_null([setting], toy_weights)
+    odds = calm_scores(setting, toy_weights, ODDS_NULL)
+    assert odds.shape == scores.shape
+    assert np.corrcoef(odds, scores)[0, 1] > 0.9
+    assert np.abs(odds - scores).max() > 0.01
     np.testing.assert_array_equal(again, scores)
 
 

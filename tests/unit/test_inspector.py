@@ -27,7 +27,7 @@ from fl_shield.updates import (
     update_views,
     view_depths,
 )
-from fl_shield.weights import Weights
+from fl_shield.weights import ODDS_NULL, Weights
 
 N_CLIENTS = 10
 
@@ -207,6 +207,24 @@ def test_a_monstrous_update_cannot_stop_a_round(toy_weights: Weights, size: floa
     assert np.isfinite(found.scores).all()
     assert np.isfinite(found.p_values).all()
     assert found.scores[2] > np.delete(found.scores, 2).max()
+
+
+def test_p_values_of_settled_rounds_are_those_of_the_log_odds_where_weights_have_such_a_null(
+    toy_weights: Weights,
+) -> None:
+    quantiles = torch.linspace(-6, 6, 101)
+    with_odds = replace(toy_weights, nulls={**toy_weights.nulls, ODDS_NULL: quantiles})
+    by_odds, plain = _inspector(with_odds), _inspector(toy_weights)
+    first = [_inspect(inspector, _round()) for inspector in (by_odds, plain)]
+    np.testing.assert_array_equal(first[0].p_values, first[1].p_values)
+    for inspector in (by_odds, plain):
+        inspector.remember(np.ones(N_CLIENTS, bool))
+    found, standard = (_inspect(inspector, _round()) for inspector in (by_odds, plain))
+    np.testing.assert_array_equal(found.scores, standard.scores)
+    odds = np.log(found.scores) - np.log1p(-found.scores)
+    above = [float(np.mean(quantiles.numpy() > o)) for o in odds]
+    np.testing.assert_allclose(found.p_values, above, atol=0.011)
+    assert np.abs(found.p_values - standard.p_values).max() > 0.02
 
 
 def test_an_empty_round(toy_weights: Weights) -> None:
