@@ -29,12 +29,20 @@ def draw_maps(entries: Sequence[Entry], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for figure, (title, more_is_better) in MAPS.items():
-        attacks, defenses, values = grid_of(entries, figure)
+        attacks, defenses, values = grid_of(_measured(entries, figure), figure)
         if np.isfinite(values).any():
             drawn = heat_map(attacks, defenses, values, title, more_is_better)
             paths.append(out / f"{figure.replace('_', '-')}.png")
             drawn.savefig(paths[-1])
     return paths
+
+
+def _measured(entries: Sequence[Entry], figure: str) -> list[Entry]:
+    """Cells that a figure is about: rules that judge coordinates never reject anybody."""
+    if not figure.endswith("_rejected"):
+        return list(entries)
+    rejecting = {e["defense"] for e in entries if e["malicious_rejected"] or e["benign_rejected"]}
+    return [e for e in entries if e["defense"] in rejecting]
 
 
 def grid_of(entries: Sequence[Entry], figure: str) -> tuple[list[str], list[str], Floats]:
@@ -74,7 +82,9 @@ def heat_map(
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         text = "–" if np.isnan(value) else f"{100 * value:.0f}"
-        axes.text(j, i, text, ha="center", va="center", fontsize=7)
+        pale = np.isnan(value) or 0.15 < value < 0.85
+        colour = "black" if pale else "white"
+        axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(columns)), columns, rotation=55, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_title(f"{title}, %", fontsize=10)
