@@ -68,6 +68,8 @@ FAINTEST_PEAK = 0.05
 LARGEST_SHIFT = 1e6
 """A model that overflows on the probes stands out; it must not stop a round."""
 
+UNREAD_REPORTS = "reports of activations are not read: these weights have learned from updates only"
+
 REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
 """How the server trains on its own examples to simulate benign updates; only directions matter."""
 
@@ -158,7 +160,8 @@ class Inspector:
         weights, steps = self.detector.weights, self.detector.n_inner_steps
         adapted = Adapted(weights, read.references, steps, null=self.null)
         evidence = dict(read.evidence)
-        if reports is not None and any(report is not None for report in reports):
+        reported = reports is not None and any(report is not None for report in reports)
+        if reports is not None and reported and weights.knows_inputs:
             evidence["report"] = self._reported(global_arrays, reports)
         found = adapted.score(read.points)
         for added in evidence.values():
@@ -171,6 +174,7 @@ class Inspector:
             view_names=names,
             view_scores=believed.contributions,
             standard_scores=standardise(found.log_odds, adapted.reference_log_odds),
+            notes=(UNREAD_REPORTS,) if reported and not weights.knows_inputs else (),
         )
 
     def _p_values(self, adapted: Adapted, found: Scores, believed: Scores) -> Floats:

@@ -89,6 +89,11 @@ class Weights:
         return null
 
     @property
+    def knows_inputs(self) -> bool:
+        """Whether they learned from inputs of models, and can judge activations."""
+        return any(name.partition("@")[0] == "inputs" for name in self.nulls)
+
+    @property
     def n_columns(self) -> int:
         """How many columns of a profile they read: the first ones, for new ones come last."""
         return len(self.mean) // (2 if self.config.conditioned else 1)

@@ -440,5 +440,7 @@ def test_shipped_weights_load_and_score(purpose: Purpose) -> None:
 
 
 def test_unknown_weights_name_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="purpose must be one of updates, inputs, got 'models'"):
+    with pytest.raises(
+        ValueError, match="purpose must be one of updates, inputs, arena, got 'models'"
+    ):
         MetaShield.from_pretrained("models")  # type: ignore[arg-type]

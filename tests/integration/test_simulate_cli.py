@@ -167,7 +167,7 @@ def assert_one_sentence(capsys: pytest.CaptureFixture[str], *named: str) -> None
     ("words", "named"),
     [
         (["--dataset", "mnist"], ["mnist", "digits"]),
-        (["--attack", "neurotoxin"], ["neurotoxin", "badnets"]),
+        (["--attack", "flood"], ["flood", "badnets"]),
         (["--defense", "moat"], ["moat", "multikrum", "flame"]),
         (["--trigger", "hat"], ["hat", "patch"]),
         (["--trigger", "word"], ["word"]),

@@ -227,6 +227,20 @@ def test_p_values_of_settled_rounds_are_those_of_the_log_odds_where_weights_have
     assert np.abs(found.p_values - standard.p_values).max() > 0.02
 
 
+def test_reports_cannot_stop_a_round_of_weights_that_never_saw_inputs() -> None:
+    shipped = MetaShield.from_pretrained("arena")
+    assert not shipped.weights.knows_inputs
+    assert MetaShield.from_pretrained().weights.knows_inputs
+    rows = np.random.default_rng(0).random((5, 6)).astype(np.float32)
+    reports = [ActivationReport(layers={"0": rows, "2": rows})] * N_CLIENTS
+    silent, told = (Inspector(_network(), _clean(), shipped) for _ in range(2))
+    quiet = silent.inspect(GLOBAL, _round(), np.ones(N_CLIENTS))
+    found = told.inspect(GLOBAL, _round(), np.ones(N_CLIENTS), reports)
+    np.testing.assert_array_equal(found.scores, quiet.scores)
+    assert quiet.notes == ()
+    assert "not read" in found.notes[0]
+
+
 def test_an_empty_round(toy_weights: Weights) -> None:
     inspector = _inspector(toy_weights)
     found = _inspect(inspector, [])
