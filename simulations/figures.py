@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,7 +19,14 @@ Entry = Mapping[str, Any]
 """One federation in ``results.json``."""
 
 COLOURS = {"none": "#c0392b", "multikrum": "#e08e0b", "shield": "#1f6fb2", "reference": "#7f8c8d"}
-LABELS = {"none": "FedAvg", "multikrum": "MultiKrum (told f)", "shield": "shield"}
+OTHER_COLOURS = ("#27ae60", "#8552a8", "#16a2a2", "#7f5539", "#b5179e", "#556b2f")
+"""Of published rules, told apart by their name."""
+LABELS = {
+    "none": "FedAvg",
+    "multikrum": "MultiKrum (told f)",
+    "reference": "FedAvg, no attack",
+}
+"""What a line is called where that is not the defence's own name."""
 
 
 def draw_figures(entries: Sequence[Entry], out: Path) -> list[Path]:
@@ -75,10 +83,21 @@ def _line(axes: Axes, name: str, group: Sequence[Entry], key: str) -> None:
         return
     values = np.array([[row[key] for row in entry["rounds"]] for entry in group])
     rounds = [row["server_round"] for row in group[0]["rounds"]]
-    label = "FedAvg, no attack" if name == "reference" else LABELS[name]
+    label, colour = LABELS.get(name, name), colour_of(name)
     style = "--" if name == "reference" else "-"
-    axes.plot(rounds, values.mean(0), style, color=COLOURS[name], label=label)
-    axes.fill_between(rounds, values.min(0), values.max(0), color=COLOURS[name], alpha=0.15, lw=0)
+    axes.plot(rounds, values.mean(0), style, color=colour, label=label)
+    axes.fill_between(rounds, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+
+
+def colour_of(defense: str) -> str:
+    """Colour of a defence's line: the same in every figure.
+
+    Examples
+    --------
+    >>> colour_of("shield")
+    '#1f6fb2'
+    """
+    return COLOURS.get(defense, OTHER_COLOURS[crc32(defense.encode()) % len(OTHER_COLOURS)])
 
 
 def score_matrix(entry: Entry) -> Floats:

@@ -93,6 +93,19 @@ def test_it_leaves_results_figures_audit_and_report(
     assert "configure_train" not in printed.out + printed.err
 
 
+def test_a_published_rule_defends_and_is_drawn_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [*TINY, "--attack", "sign_flip", "--out", str(out)]
+    for defense in ("median", "foolsgold"):
+        words += ["--defense", defense]
+    assert call(monkeypatch, *words) == 0
+    assert "foolsgold" in capsys.readouterr().out
+    assert [e["defense"] for e in results(out)] == ["none", "median", "foolsgold"]
+    assert (out / "rounds-sign_flip.png").exists()
+
+
 def test_what_is_finished_is_kept_and_force_runs_it_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, counted: list[str]
 ) -> None:
