@@ -21,6 +21,7 @@ from fl_shield.simulations.clients import (
     KNOWS_THE_SHIELD,
     honest_update,
     malicious_upload,
+    same_arrays,
     shaped_inputs,
 )
 from fl_shield.simulations.scenario import Scenario, attackers, malicious_clients, participants
@@ -92,7 +93,7 @@ class Recording:
             global_arrays=arrays,
             uploads={**honest, **attacked},
             malicious=malicious,
-            equal_to_honest=tuple(p for p in malicious if _same(attacked[p], honest[p])),
+            equal_to_honest=tuple(p for p in malicious if same_arrays(attacked[p], honest[p])),
             stamped=self._shaped(server_round, arrays),
         )
 
@@ -188,10 +189,6 @@ def attack_digest(scenario: Scenario) -> str:
         else "",
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _same(a: Arrays, b: Arrays) -> bool:
-    return all((a[name] == b[name]).all() for name in b)
 
 
 def _save(models: Mapping[str, Arrays], path: Path) -> None:
