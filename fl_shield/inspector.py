@@ -99,10 +99,10 @@ class Inspector:
         Draws projections and probes; keep it secret from clients.
     probes : bool
         Whether to run each client's model on clean and stamped probes.
-    suspects : bool
+    suspects : bool, optional
         Whether likeness to the doubted updates of other clients adds suspicion, see
-        :mod:`fl_shield.suspects`. The shipped null distributions were made without it, so the
-        budget does not hold then.
+        :mod:`fl_shield.suspects`. By default where the weights have a null distribution that was
+        made with it (``arena``); with others the budget does not hold then.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Inspector:
         *,
         seed: int = 0,
         probes: bool = True,
-        suspects: bool = False,
+        suspects: bool | None = None,
     ) -> None:
         if len(clean) < MIN_REFERENCES:
             raise ValueError(
@@ -138,7 +138,8 @@ class Inspector:
         self.depths: dict[str, float] = {}
         self._sketcher: Sketcher | None = None
         self._memory: deque[Standing] = deque(maxlen=N_MEMORY)
-        self.suspects = Suspects() if suspects else None
+        calibrated = ODDS_NULL in self.detector.weights.nulls
+        self.suspects = Suspects() if (calibrated if suspects is None else suspects) else None
         self._round: Standing | None = None
         self._simulation: tuple[Arrays, Standing] | None = None
 

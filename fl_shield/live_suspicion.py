@@ -263,17 +263,25 @@ def guessed_suspicion(
         seed=int(rng.integers(2**31)),
         probes=probes,
     )
-    others = _guessed_round(replace(context, rng=rng), pooled)
+    others = guessed_uploads(context, rng)
     return LiveSuspicion(inspector, context.global_arrays, others, refresh=refresh, capped=capped)
 
 
-def _guessed_round(context: AttackContext, pooled: Samples) -> list[dict[str, NDArray[Any]]]:
-    """Honest models of the malicious clients, and of bootstrap samples of their examples."""
-    parts = [peer for peer in context.peers or (context.data,) if len(peer)]
+def guessed_uploads(
+    context: AttackContext, rng: np.random.Generator
+) -> list[dict[str, NDArray[Any]]]:
+    """What an attacker takes for the other uploads of its round, all honest.
+
+    Models that are trained as honest clients train on the examples of each malicious client of the
+    round and, up to the number of clients, on bootstrap samples of all these examples.
+    """
+    own = replace(context, rng=rng)
+    pooled = Samples.join(own.peers or (own.data,))
+    parts = [peer for peer in own.peers or (own.data,) if len(peer)]
     size = len(pooled) // len(parts)
-    while len(parts) < context.n_clients - 1:
-        parts.append(pooled.take(context.rng.integers(0, len(pooled), size=size)))
-    return [train_local(context, part) for part in parts]
+    while len(parts) < own.n_clients - 1:
+        parts.append(pooled.take(own.rng.integers(0, len(pooled), size=size)))
+    return [train_local(own, part) for part in parts]
 
 
 def _guarded(t: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ PRETRAINED: Mapping[Purpose, str] = {
 WEIGHTS_FILE = "metashield.safetensors"
 
 ODDS_NULL: Final = "log-odds of updates"
-"""Null distribution of plain log-odds in settled rounds; p-values are read from it where it is."""
+"""Null distribution of plain log-odds in settled rounds, likeness to suspects included; p-values
+are read from it where it is.
+"""
 
 STANDARD_LIMIT = 6.0
 """Standardised columns are clipped to [-STANDARD_LIMIT, STANDARD_LIMIT]."""

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from fl_shield.attacks import ATTACKS
+from fl_shield.attacks.evasive import Evasive, Suspicion
 from fl_shield.detector import MetaShield
-from fl_shield.live_suspicion import guessed_suspicion
+from fl_shield.live_rules import LIVE_RULES, RuleSuspicion
+from fl_shield.live_suspicion import guessed_suspicion, guessed_uploads
 from fl_shield.profile import MIN_REFERENCES
 from fl_shield.rng import keyed
 from fl_shield.simulations.scenario import attackers, malicious_clients, stream
@@ -21,8 +23,11 @@ from fl_shield.training import get_arrays, set_arrays, train
 from fl_shield.triggers.natural import Natural
 from fl_shield.types import Arrays, AttackContext, Samples, ShapesTrigger
 
-KNOWS_THE_SHIELD = "evasive"
-"""The attack whose clients are given the shield's own weights."""
+KNOWS_THE_RULE = "evasive"
+"""The attack whose clients know by what rule the server decides; the shield's weights with it."""
+
+REFRESH = 10
+"""Steps of such an attacker after which it reads anew what it stands beside."""
 
 _GUESSES = 0x6E55  # keeps an attacker's guesses apart from other draws of the same seed
 
@@ -137,11 +142,33 @@ def attack_context(
     previous_arrays: Arrays | None = None,
 ) -> AttackContext:
     """All that a malicious client knows in one round; attackers of a round pool their examples."""
+    context = plain_context(
+        task,
+        model,
+        global_arrays,
+        server_round=server_round,
+        partition=partition,
+        previous_arrays=previous_arrays,
+    )
+    knows = task.scenario.attack == KNOWS_THE_RULE
+    return _knowing_the_rule(task, context) if knows else context
+
+
+def plain_context(
+    task: FederatedTask,
+    model: nn.Module,
+    global_arrays: Arrays,
+    *,
+    server_round: int,
+    partition: int,
+    previous_arrays: Arrays | None = None,
+) -> AttackContext:
+    """What a malicious client knows in one round but for the server's rule."""
     scenario = task.scenario
     members = malicious_clients(scenario)
     attacking = attackers(scenario, server_round)
     own_first = (partition, *(p for p in attacking if p != partition))
-    context = AttackContext(
+    return AttackContext(
         model=model,
         global_arrays=global_arrays,
         data=task.data.clients[partition],
@@ -156,22 +183,32 @@ def attack_context(
         n_members=len(members),
         previous_arrays=previous_arrays,
     )
-    return _knowing_the_shield(task, context) if scenario.attack == KNOWS_THE_SHIELD else context
 
 
-def _knowing_the_shield(task: FederatedTask, context: AttackContext) -> AttackContext:
-    """Give an attacker the shield's weights; the server's seed, examples and round it guesses."""
+def _knowing_the_rule(task: FederatedTask, context: AttackContext) -> AttackContext:
+    """Give an attacker the rule of the server, as far as it has a gradient, else the shield's.
+
+    The server's seed, examples and round it guesses.
+    """
     scenario = task.scenario
     if sum(map(len, context.peers)) < MIN_REFERENCES:
         return context
-    suspicion = guessed_suspicion(
-        context,
-        MetaShield.from_pretrained(scenario.weights),
-        keyed(scenario.seed, _GUESSES, context.server_round, context.member),
-        probes=scenario.probes,
-        refresh=10,
-        capped=False,
-    )
+    rng = keyed(scenario.seed, _GUESSES, context.server_round, context.member)
+    suspicion: Suspicion
+    if scenario.defense in LIVE_RULES:
+        others = guessed_uploads(context, rng)
+        suspicion = RuleSuspicion(
+            scenario.defense, context.global_arrays, others, middle=Evasive().margin
+        )
+    else:
+        suspicion = guessed_suspicion(
+            context,
+            MetaShield.from_pretrained(scenario.weights),
+            rng,
+            probes=scenario.probes,
+            refresh=REFRESH,
+            capped=False,
+        )
     return replace(context, suspicion=suspicion)
 
 

@@ -1,17 +1,18 @@
 """The strategies that a scenario can put in charge, and what each one rejected.
 
-A defence here is a Flower strategy with a way to ask it afterwards whom it turned away. Only
-Flower's MultiKrum is told how many clients attack; nobody is told which.
+A defence here is a Flower strategy with a way to ask it afterwards whom it turned away. Flower's
+MultiKrum is told how many clients attack; nobody is told which, but the perfect defence, which
+is no defence but the line that others are measured by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, MultiKrum, Strategy
 
 from fl_shield.aggregators import make_aggregator
@@ -48,8 +49,8 @@ class Defense(Protocol):
         """The audit's name for this run; empty without an audit."""
         ...
 
-    def expect(self, n_participants: int, n_attackers: int) -> None:
-        """Hear how many clients are asked next, and how many of them attack."""
+    def expect(self, asked: Sequence[int], attacking: Sequence[int]) -> None:
+        """Hear which partitions are asked next, and which of them attack."""
         ...
 
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
@@ -75,12 +76,55 @@ class Undefended:
     def __init__(self) -> None:
         self.strategy: Strategy = FedAvg(**_all_nodes())
 
-    def expect(self, n_participants: int, n_attackers: int) -> None:
+    def expect(self, asked: Sequence[int], attacking: Sequence[int]) -> None:
         """Need to know nothing."""
 
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
         """Return the row as it is: nobody is rejected."""
         return row
+
+
+class Perfect:
+    """FedAvg over the clients that do not attack: told who does, the line for all others.
+
+    What success is left under it a trigger has by itself, and what accuracy is lost no defence can
+    keep.
+    """
+
+    shield_seconds = 0.0
+    run_id = ""
+
+    def __init__(self, task: FederatedTask, audit: AuditSink | None, client_id: ClientId) -> None:
+        self._task, self._client_id = task, client_id
+        self._attacking: frozenset[str] = frozenset()
+        self.strategy: Strategy = _Without(self._attacks, **_all_nodes())
+
+    def expect(self, asked: Sequence[int], attacking: Sequence[int]) -> None:
+        """Note who attacks."""
+        self._attacking = frozenset(self._task.data.client_names[p] for p in attacking)
+
+    def judge(self, row: ClientRow, reply: Message) -> ClientRow:
+        """Mark the row of a client that attacks."""
+        attacks = self._attacks(reply)
+        action = Action.DROP if attacks else Action.KEEP
+        return replace(row, rejected=attacks, action=action, vote=float(not attacks))
+
+    def _attacks(self, reply: Message) -> bool:
+        return self._client_id(reply.metadata.src_node_id) in self._attacking
+
+
+class _Without(FedAvg):
+    """FedAvg that leaves some replies out."""
+
+    def __init__(self, left_out: Callable[[Message], bool], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._left_out = left_out
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        kept = [reply for reply in replies if not self._left_out(reply)]
+        return super().aggregate_train(server_round, kept)
 
 
 class OracleMultiKrum:
@@ -94,10 +138,10 @@ class OracleMultiKrum:
         self.strategy: Strategy = self._multikrum
         self._selected: list[RecordDict] = []
 
-    def expect(self, n_participants: int, n_attackers: int) -> None:
+    def expect(self, asked: Sequence[int], attacking: Sequence[int]) -> None:
         """Set f, and how many to keep."""
-        self._multikrum.num_malicious_nodes = n_attackers
-        self._multikrum.num_nodes_to_select = n_participants - n_attackers
+        self._multikrum.num_malicious_nodes = len(attacking)
+        self._multikrum.num_nodes_to_select = len(asked) - len(attacking)
 
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
         """Mark the row of a client that was not selected."""
@@ -118,7 +162,7 @@ class Shielded:
         scenario, model = task.scenario, task.new_model()
         self._client_id = client_id
         detector = MetaShield.from_pretrained(scenario.weights)
-        inspector = Inspector(
+        self.inspector = inspector = Inspector(
             model, task.data.clean, detector, seed=scenario.seed, probes=scenario.probes
         )
         self._shield = ShieldedStrategy(
@@ -144,7 +188,7 @@ class Shielded:
         """Time that the shield took for the last round."""
         return self._shield.history_[-1].shield_seconds
 
-    def expect(self, n_participants: int, n_attackers: int) -> None:
+    def expect(self, asked: Sequence[int], attacking: Sequence[int]) -> None:
         """Need to know nothing."""
 
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
@@ -182,7 +226,7 @@ class Robust:
         """Time that the rule took for the last round."""
         return self._robust.history_[-1].shield_seconds
 
-    def expect(self, n_participants: int, n_attackers: int) -> None:
+    def expect(self, asked: Sequence[int], attacking: Sequence[int]) -> None:
         """Need to know nothing."""
 
     def judge(self, row: ClientRow, reply: Message) -> ClientRow:
@@ -209,6 +253,7 @@ def _judged(
 MakeDefense = Callable[[FederatedTask, AuditSink | None, ClientId], Defense]
 MAKE_DEFENSE: Mapping[str, MakeDefense] = {
     "none": lambda task, audit, client_id: Undefended(),
+    "perfect": Perfect,
     "multikrum": lambda task, audit, client_id: OracleMultiKrum(),
     "shield": Shielded,
     **{rule: partial(Robust, rule) for rule in ROBUST_DEFENSES},

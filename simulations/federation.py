@@ -211,7 +211,6 @@ class _Recorder:
     def _open(self, server_round: int) -> None:
         partitions = participants(self.task.scenario, server_round)
         self.grid.open_round(partitions)
-        n_attackers = len(attackers(self.task.scenario, server_round))
-        self.defense.expect(len(partitions), n_attackers)
+        self.defense.expect(partitions, attackers(self.task.scenario, server_round))
         random.seed(server_round)  # Flower orders its nodes with the global generator
         self._started = perf_counter()

@@ -18,12 +18,19 @@ from fl_shield.types import Floats
 Entry = Mapping[str, Any]
 """One federation in ``results.json``."""
 
-COLOURS = {"none": "#c0392b", "multikrum": "#e08e0b", "shield": "#1f6fb2", "reference": "#7f8c8d"}
+COLOURS = {
+    "none": "#c0392b",
+    "multikrum": "#e08e0b",
+    "shield": "#1f6fb2",
+    "reference": "#7f8c8d",
+    "perfect": "#7f8c8d",
+}
 OTHER_COLOURS = ("#27ae60", "#8552a8", "#16a2a2", "#7f5539", "#b5179e", "#556b2f")
 """Of published rules, told apart by their name."""
 LABELS = {
     "none": "FedAvg",
     "multikrum": "MultiKrum (told f)",
+    "perfect": "perfect (told who)",
     "reference": "FedAvg, no attack",
 }
 """What a line is called where that is not the defence's own name."""

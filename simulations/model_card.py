@@ -67,12 +67,13 @@ def facts_of(
         f"fl-shield meta-train --out runs/meta --domains {','.join(c.domains)} "
         + (f"--pools {','.join(c.only)} " if c.only else "")
         + f"--victims {c.n_victims} --digits {c.n_digits} --glyphs {c.n_glyphs} --zoo {c.n_zoo} "
-        f"--rounds {c.n_rounds} --draws {draws} --epochs {config.n_epochs} "
+        + (f"--photos {c.n_photos} " if c.n_photos else "")
+        + f"--rounds {c.n_rounds} --draws {draws} --epochs {config.n_epochs} "
         f"--inner-steps {config.n_inner_steps} --batch-size {config.batch_size} "
         f"--outer-lr {config.outer_lr:g} --representation {c.representation} --seed {c.seed}"
-        + (" --data-dir DIR" if c.with_files else "")
+        + (" --data-dir DIR" if c.with_files or c.n_photos else "")
     )
-    victims = c.victims()
+    victims, n_zoo = c.victims(), 2 * c.n_zoo + c.n_photos
     backdoored = sum(v.backdoored for v in victims)
     return {
         "command": command,
@@ -80,7 +81,7 @@ def facts_of(
         "sources": f"{backdoored} backdoored and {len(victims) - backdoored} clean victims on "
         f"{', '.join(c.pools()) or 'no data'}; {len(c.federations())} federations of "
         f"{c.n_rounds} rounds, each attacked in five ways and none"
-        + (f" ({2 * c.n_zoo} of them in six ways of the arena and none)" if c.n_zoo else "")
+        + (f" ({n_zoo} of them in six ways of the arena and none)" if n_zoo else "")
         + "; "
         f"{len(c.calm_settings())} attack-free federations for the null distribution of updates",
         "seconds of the last run (what is cached is not simulated again)": f"{seconds:.0f}",

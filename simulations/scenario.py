@@ -26,12 +26,12 @@ from fl_shield.weights import PRETRAINED, Purpose
 
 Engine = Literal["in-process", "ray"]
 ROBUST_DEFENSES = tuple(rule for rule in AGGREGATORS if rule not in ("mean", "multikrum"))
-DEFENSES = ("none", "multikrum", "shield", *ROBUST_DEFENSES)
+DEFENSES = ("none", "multikrum", "shield", *ROBUST_DEFENSES, "perfect")
 ENGINES: tuple[Engine, ...] = ("in-process", "ray")
 PARTITIONS = ("natural", "dirichlet", "iid")
 TEXT_DATASETS = ("shakespeare", "roles", "ag-news")
 STATE_DATASETS = ("cartpole",)
-OWNERLESS_DATASETS = ("digits", "cifar10", "gtsrb", "ag-news", "cartpole")
+OWNERLESS_DATASETS = ("digits", "cifar10", "gtsrb", "tiny-imagenet", "ag-news", "cartpole")
 
 STREAMS = ("malicious", "participants", "client")
 """Named streams of a scenario's seed; append new ones at the end."""
@@ -74,8 +74,9 @@ class Scenario:
         Honest rounds of plain FedAvg before the first one: the federation starts from their model.
     defense : str
         ``none`` (FedAvg), ``multikrum`` (Flower's, told each round's true number of attackers),
-        ``shield`` (FedAvg inside :class:`fl_shield.strategies.ShieldedStrategy`, told nothing), or
-        a rule of :data:`fl_shield.aggregators.AGGREGATORS`, told nothing.
+        ``shield`` (FedAvg inside :class:`fl_shield.strategies.ShieldedStrategy`, told nothing),
+        a rule of :data:`fl_shield.aggregators.AGGREGATORS`, told nothing, or ``perfect`` (FedAvg
+        over the clients that do not attack, told who does: the line that others are measured by).
     defense_options
         Keyword arguments of a rule of :data:`fl_shield.aggregators.AGGREGATORS`.
     fpr_budget, mode, probes

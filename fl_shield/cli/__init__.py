@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "meta-train": "fl_shield.cli.meta_train",
     "evaluate": "fl_shield.cli.evaluate",
     "arena": "fl_shield.cli.arena",
+    "evade": "fl_shield.cli.evade",
 }
 """Module of each command; it holds a typer ``app`` and imports nothing heavy on its own."""
 

@@ -90,7 +90,7 @@ def arena(
         _show_tables()
         return
     contest = _contest(
-        _table(
+        table_of(
             scenario,
             {"attacks": attacks, "defenses": defenses, "closed": closed},
             {
@@ -100,7 +100,7 @@ def arena(
                 "fpr_budget": fpr_budget,
             },
         ),
-        _numbers(seeds),
+        numbers(seeds),
         out,
         cache,
         workers,
@@ -152,7 +152,7 @@ def _contest(
     )
 
 
-def _table(name: str, lists: Mapping[str, str], settings: Mapping[str, Any]) -> ArenaTable:
+def table_of(name: str, lists: Mapping[str, str], settings: Mapping[str, Any]) -> ArenaTable:
     """Return the named table with what was given in the place of its own."""
     from fl_shield.errors import ScenarioError
     from fl_shield.simulations.arena.tables import TABLES
@@ -164,11 +164,12 @@ def _table(name: str, lists: Mapping[str, str], settings: Mapping[str, Any]) -> 
     return TABLES[name].with_(**chosen).settings(**given)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str, option: str = "--seeds") -> tuple[int, ...]:
+    """Whole numbers of an option, such as ``0,1,2``."""
     from fl_shield.errors import ScenarioError
 
     if not words(text) or not all(word.isdigit() for word in words(text)):
-        raise ScenarioError(f"--seeds must be whole numbers such as 0,1,2, got {text!r}")
+        raise ScenarioError(f"{option} must be whole numbers such as 0,1,2, got {text!r}")
     return tuple(int(word) for word in words(text))
 
 

@@ -21,6 +21,7 @@ _TITLES = (
     "false\nalarms",
     "\nAUC",
     "worst\nASR",
+    "too\nmuch",
     "acc.\nlost",
     "\nms",
 )
@@ -30,10 +31,11 @@ def show_standings(found: Sequence[Standing], console: Console | None = None) ->
     """Print one row for each defence of a recorded grid, the lowest worst case first.
 
     Malicious updates rejected, in the mean and in the attack with the fewest; benign ones rejected
-    under attack and without one; the largest success rate after one aggregated round, the accuracy
-    lost in the mean, and milliseconds of an aggregation.
+    under attack and without one; the largest success rate after one aggregated round, and the
+    largest beyond the perfect defence's; the accuracy lost in the mean, and milliseconds of an
+    aggregation.
     """
-    table = _table(("\ndefence",), _TITLES)
+    table = plain_table(("\ndefence",), _TITLES)
     for s in found:
         table.add_row(
             defense_name(s.defense),
@@ -43,6 +45,7 @@ def show_standings(found: Sequence[Standing], console: Console | None = None) ->
             percent(s.false_alarms),
             "–" if s.auc is None else f"{s.auc:.3f}",
             percent(s.worst_asr),
+            percent(s.worst_excess),
             percent(s.accuracy_lost),
             f"{1000 * s.seconds:.0f}",
         )
@@ -51,7 +54,9 @@ def show_standings(found: Sequence[Standing], console: Console | None = None) ->
 
 def show_closed(entries: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
     """Print one row for each attack and defence of the closed federations, means over seeds."""
-    table = _table(("\nattack", "\ndefence"), ("\nseeds", "attack\nsuccess", "main-task\naccuracy"))
+    table = plain_table(
+        ("\nattack", "\ndefence"), ("\nseeds", "attack\nsuccess", "main-task\naccuracy")
+    )
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in entries:
         groups.setdefault((entry["attack"], entry["defense"]), []).append(entry)
@@ -66,7 +71,8 @@ def show_closed(entries: Sequence[Mapping[str, Any]], console: Console | None = 
     (console or Console()).print(table)
 
 
-def _table(names: Sequence[str], titles: Sequence[str]) -> Table:
+def plain_table(names: Sequence[str], titles: Sequence[str]) -> Table:
+    """Return an empty table: columns of names, then columns of figures."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in names:
         table.add_column(name, no_wrap=True)

@@ -61,6 +61,14 @@ def meta_train(
             "families that stay unseen, and up to half of a round.",
         ),
     ] = 0,
+    photos: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Federations on photographs, attacked like those; take Tiny-ImageNet from "
+            "--data-dir.",
+        ),
+    ] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Tasks of one victim.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over all tasks.")] = 12,
     inner_steps: Annotated[int, typer.Option(min=0, help="Steps of the inner loop.")] = 3,
@@ -95,6 +103,8 @@ def meta_train(
         n_glyphs=glyphs,
         n_rounds=rounds,
         n_zoo=zoo,
+        n_photos=photos,
+        data_dir=None if data_dir is None else str(data_dir),
         with_files=data_dir is not None,
         only=words(pools),
         seed=seed,

@@ -52,7 +52,7 @@ def named_steps(console: Console) -> Iterator[Callable[[str, float, float], None
         yield report
 
 
-DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum"}
+DEFENSE_NAMES = {"none": "FedAvg", "multikrum": "MultiKrum", "perfect": "(perfect)"}
 """What a defence is called where that is not its own name."""
 
 _TITLES = (

@@ -83,7 +83,8 @@ Defenses = Annotated[
     _option(
         _DEFENSE,
         "--defense",
-        help="none (plain FedAvg), multikrum (told the number of attackers), shield, or any rule "
+        help="none (plain FedAvg), perfect (told who attacks, to measure others by), multikrum "
+        "(told the number of attackers), shield, or any rule "
         "of docs/arena.md, such as flame, fltrust, rlr, median; repeats [none and shield].",
     ),
 ]

@@ -122,7 +122,7 @@ def judge_recorded(cache: Path, folder: Path, bout: tuple[str, ...]) -> None:
     recording = Recording(missing[0], cache)
     folder.mkdir(parents=True, exist_ok=True)
     for scenario in missing:
-        with _quiet_flower():
+        with quiet_flower():
             rows = replay(recording, scenario.defense, scenario.defense_options)
         write_json(cell_path(folder, scenario), _cell(scenario, rows))
 
@@ -156,7 +156,7 @@ def _cell(scenario: Scenario, rows: list[RoundRow]) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet_flower() -> Iterator[None]:
+def quiet_flower() -> Iterator[None]:
     """Keep Flower's account of every round off the terminal."""
     logger = logging.getLogger("flwr")
     level = logger.level

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from fl_shield.simulations.campaign import weights_digest
 from fl_shield.simulations.clients import (
-    KNOWS_THE_SHIELD,
+    KNOWS_THE_RULE,
     honest_update,
     malicious_upload,
     same_arrays,
@@ -73,7 +73,8 @@ class Recording:
     """
 
     def __init__(self, scenario: Scenario, cache: Path) -> None:
-        self.task: FederatedTask = open_task(scenario)
+        undefended = scenario.with_(defense="none", defense_options={})
+        self.task: FederatedTask = open_task(undefended)
         self._cache = cache
         self._model = self.task.new_model()
         self._stamped: dict[int, Samples | None] = {}
@@ -185,7 +186,7 @@ def attack_digest(scenario: Scenario) -> str:
         scenario.target_label,
         scenario.attack_from,
         weights_digest(scenario.with_(defense="shield"))
-        if scenario.attack == KNOWS_THE_SHIELD
+        if scenario.attack == KNOWS_THE_RULE
         else "",
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from fl_shield.simulations.round_grid import TRUTH, RoundGrid
 from fl_shield.simulations.scenario import participants
 from fl_shield.simulations.task import FederatedTask
 from fl_shield.strategies.records import from_record, to_record
+from fl_shield.types import Arrays, Samples
 
 N_JUDGED = 250
 """Test examples, and stamped ones, that one aggregated round is judged on."""
@@ -46,7 +47,7 @@ def replay(
     """
     scenario = recording.scenario.with_(defense=defense_name, defense_options=options)
     task = replace(recording.task, scenario=scenario)
-    stage = _Stage(task)
+    stage = Stage(task)
     defense = MAKE_DEFENSE[defense_name](task, None, stage.names.__getitem__)
     return [
         stage.play(defense, recording.round(server_round))
@@ -54,8 +55,14 @@ def replay(
     ]
 
 
-class _Stage:
-    """A grid whose nodes answer with what was recorded of them."""
+class Stage:
+    """A grid whose nodes answer with what was recorded of them.
+
+    Parameters
+    ----------
+    task : FederatedTask
+        The federation; its scenario names the defence.
+    """
 
     def __init__(self, task: FederatedTask) -> None:
         scenario = task.scenario
@@ -72,7 +79,7 @@ class _Stage:
         self._recorded = recorded
         asked = participants(self.task.scenario, recorded.server_round)
         self.grid.open_round(asked)
-        defense.expect(len(asked), len(recorded.malicious))
+        defense.expect(asked, recorded.malicious)
         random.seed(recorded.server_round)  # Flower orders its nodes with the global generator
         sent = defense.strategy.configure_train(
             recorded.server_round,
@@ -85,7 +92,7 @@ class _Stage:
         arrays, _ = defense.strategy.aggregate_train(recorded.server_round, replies)
         seconds = perf_counter() - begun
         after = recorded.global_arrays if arrays is None else from_record(arrays)
-        accuracy, asr = self._judged(recorded).evaluate(self._model, after)
+        accuracy, asr = self.judge(after, recorded.stamped)
         return RoundRow(
             server_round=recorded.server_round,
             accuracy=accuracy,
@@ -95,13 +102,15 @@ class _Stage:
             clients=tuple(self._row(defense, recorded, reply) for reply in self.grid.replies),
         )
 
-    def _judged(self, recorded: RecordedRound) -> FederatedTask:
-        """The task with the few test examples that one aggregated round is judged on."""
-        data, stamped = self.task.data, recorded.stamped or self.task.stamped
+    def judge(self, arrays: Arrays, stamped: Samples | None = None) -> tuple[float, float]:
+        """Accuracy and attack success of a model, on the few examples that one round is judged on.
+
+        Success is counted on ``stamped``, where attackers have shaped a trigger of their own.
+        """
         few = slice(0, N_JUDGED)
-        return replace(
-            self.task, data=replace(data, test=data.test.take(few)), stamped=stamped.take(few)
-        )
+        data = replace(self.task.data, test=self.task.data.test.take(few))
+        inputs = (stamped or self.task.stamped).take(few)
+        return replace(self.task, data=data, stamped=inputs).evaluate(self._model, arrays)
 
     def _row(self, defense: Defense, recorded: RecordedRound, reply: Message) -> ClientRow:
         partition = self.grid.partition_of(reply)

@@ -32,6 +32,9 @@ class Standing:
         Largest success rate of any targeted attack after one aggregated round.
     worst_attack : str
         Which attack that is.
+    worst_excess : float, optional
+        Largest success rate of any targeted attack beyond the perfect defence's, which keeps what
+        a trigger does by itself; None where the grid has no perfect defence.
     accuracy_lost : float
         Mean loss beside plain averaging of the attack-free round.
     seconds : float
@@ -48,18 +51,22 @@ class Standing:
     least_auc: float | None
     worst_asr: float
     worst_attack: str
+    worst_excess: float | None
     accuracy_lost: float
     seconds: float
 
 
 def standings(entries: Sequence[Entry]) -> list[Standing]:
-    """Every defence of a recorded grid, the lowest worst-case success rate first."""
+    """Every defence of a recorded grid, the lowest worst-case success rate first.
+
+    Success counts beyond the perfect defence's where the grid has that.
+    """
     calm = by_seeds(e for e in entries if e["attack"] == "none")
     attacked = by_seeds(e for e in entries if e["attack"] != "none")
     reference = calm.get(("none", "none"), {}).get("accuracy", float("nan"))
     defenses = list(dict.fromkeys(defense for _, defense in attacked))
     found = [_standing(d, attacked, calm.get(("none", d), {}), reference) for d in defenses]
-    return sorted(found, key=lambda s: s.worst_asr)
+    return sorted(found, key=lambda s: s.worst_asr if s.worst_excess is None else s.worst_excess)
 
 
 def by_seeds(entries: Iterable[Entry]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -96,6 +103,8 @@ def _standing(
     own = {attack: cell for (attack, d), cell in attacked.items() if d == defense}
     targeted = {a: c["worst_asr"] for a, c in own.items() if a not in UNTARGETED}
     worst = max(targeted, key=lambda a: targeted[a]) if targeted else ""
+    perfect = {a: attacked.get((a, "perfect")) for a in targeted}
+    excess = [targeted[a] - cell["worst_asr"] for a, cell in perfect.items() if cell is not None]
     rejects = any(cell["malicious_rejected"] for cell in own.values())
     rejected = [c["malicious_rejected"] for a, c in own.items() if rejects and a != "mimic"]
     benign = [c["benign_rejected"] for c in own.values() if c["benign_rejected"] is not None]
@@ -111,6 +120,7 @@ def _standing(
         least_auc=min(aucs, default=None),
         worst_asr=targeted.get(worst, 0.0),
         worst_attack=worst,
+        worst_excess=max(max(excess), 0.0) if excess else None,
         accuracy_lost=reference - float(np.mean([c["accuracy"] for c in own.values()])),
         seconds=float(np.mean([c["seconds"] for c in own.values()])),
     )

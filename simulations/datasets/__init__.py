@@ -23,6 +23,7 @@ from fl_shield.simulations.datasets.glyphs import read_glyphs
 from fl_shield.simulations.datasets.gtsrb import read_gtsrb
 from fl_shield.simulations.datasets.roles import read_roles
 from fl_shield.simulations.datasets.shakespeare import read_shakespeare
+from fl_shield.simulations.datasets.tiny_imagenet import read_tiny_imagenet
 
 __all__ = [
     "DATASETS",
@@ -41,6 +42,7 @@ DATASETS: Mapping[str, Callable[[Request], Corpus]] = {
     "roles": read_roles,
     "cifar10": read_cifar10,
     "gtsrb": read_gtsrb,
+    "tiny-imagenet": read_tiny_imagenet,
     "ag-news": read_ag_news,
     "cartpole": read_cartpole,
 }
@@ -54,6 +56,7 @@ DEFAULT_CLIENTS: Mapping[str, int] = {
     "roles": 100,
     "cifar10": 20,
     "gtsrb": 20,
+    "tiny-imagenet": 20,
     "ag-news": 20,
     "cartpole": 20,
 }
@@ -62,6 +65,7 @@ DEFAULT_CLIENTS: Mapping[str, int] = {
 EXAMPLES_PER_CLIENT: Mapping[str, int] = {
     "cifar10": 1000,
     "gtsrb": 400,
+    "tiny-imagenet": 300,
     "ag-news": 500,
     "cartpole": 400,
 }

@@ -3,7 +3,8 @@
 What the shield remembers is what it kept, so its references lack the strangest of the honest
 clients, and benign log-odds stand higher beside them than beside a memory of everybody. Only
 rounds in which the shield itself decides show by how much. Every kept update votes in full here and
-is remembered: what doubt takes away is the deployed shield's margin, not the null's.
+is remembered: what doubt takes away is the deployed shield's margin, not the null's. Honest clients
+that were doubted become suspects, and others resemble them: that is part of the null, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -41,7 +41,7 @@ FIRST_SEED = 90_000
 
 
 def calm_settings(
-    n_glyphs: int, n_digits: int, n_rounds: int, seed: int
+    n_glyphs: int, n_digits: int, n_rounds: int, seed: int, n_photos: int = 0
 ) -> list[FederationSetting]:
     """Settings of attack-free federations, drawn like those of the sources.
 
@@ -51,7 +51,8 @@ def calm_settings(
     ['glyphs', 'digits']
     """
     first = seed * 100_000 + FIRST_SEED
-    named = [*repeat("glyphs", n_glyphs), *repeat("digits", n_digits)]
+    counts = {"glyphs": n_glyphs, "digits": n_digits, "tiny-imagenet": n_photos}
+    named = [name for name, n in counts.items() for _ in range(n)]
     return [
         replace(draw_setting(name, first + i, n_rounds), warm_rounds=0)
         for i, name in enumerate(named)
@@ -74,7 +75,7 @@ def calm_scores(setting: FederationSetting, weights: Weights, kind: CalmNull = "
     (n,) float array
     """
     torch.set_num_threads(1)
-    federation = Federation(setting, MetaShield(weights))
+    federation = Federation(setting, MetaShield(weights), suspects=kind == ODDS_NULL)
     policy, inspector = Policy(), federation.inspector
     found: list[Floats] = [np.zeros(0)]
     for server_round in range(setting.n_rounds):
@@ -89,7 +90,7 @@ def calm_scores(setting: FederationSetting, weights: Weights, kind: CalmNull = "
         names = [str(client) for client in clients]
         decided = policy.decide(names, list(seen.scores), list(seen.p_values))
         kept = np.array([d.action is Action.KEEP for d in decided])
-        inspector.remember(kept)
+        inspector.remember(kept, np.array([d.doubt for d in decided]))
         if kept.any():
             federation.aggregate([updates[i] for i in np.flatnonzero(kept)], clients[kept])
     return np.concatenate(found)

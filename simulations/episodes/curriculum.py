@@ -19,6 +19,10 @@ N_CALM_ROUNDS = 24
 """Rounds of an attack-free federation."""
 
 
+READ_FROM_FILES = ("tiny-imagenet",)
+"""Data sets of federations to learn from that are files beside the package."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
     """How much is simulated of each kind.
@@ -36,10 +40,14 @@ class Curriculum:
     n_zoo : int
         Federations of each data set more whose rounds are attacked in ways drawn from the whole
         arena, up to half of the clients malicious.
+    n_photos : int
+        Federations on photographs (Tiny-ImageNet) that are attacked like those.
     with_files : bool
         Whether data sets that are files beside the package take part, or the embedded ones only.
     only : tuple of str
         Data sets that victims are trained on; empty = all that the above allow.
+    data_dir : str, optional
+        Folder that holds the photographs.
     seed : int
     representation : {"profile", "pca"}
         What the detector reads of a view.
@@ -51,8 +59,10 @@ class Curriculum:
     n_glyphs: int = 44
     n_rounds: int = 3
     n_zoo: int = 0
+    n_photos: int = 0
     with_files: bool = False
     only: tuple[str, ...] = ()
+    data_dir: str | None = None
     seed: int = 0
     representation: Representation = "profile"
 
@@ -71,9 +81,14 @@ class Curriculum:
                 f"{', '.join(lacking)} is read from files: point --data-dir at the folder that "
                 f"holds {lacking[0]}/, or leave it out"
             )
-        for name in ("n_victims", "n_digits", "n_glyphs", "n_zoo", "seed"):
+        for name in ("n_victims", "n_digits", "n_glyphs", "n_zoo", "n_photos", "seed"):
             if getattr(self, name) < 0:
                 raise ScenarioError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.n_photos and "fl" in self.domains and self.data_dir is None:
+            raise ScenarioError(
+                "federations on photographs are read from files: point --data-dir at the folder "
+                "that holds tiny_imagenet/, or leave --photos out"
+            )
         n_sources = len(self.victims()) + len(self.federations())
         if self.n_rounds < 1 or n_sources < 2:
             raise ScenarioError(
@@ -106,15 +121,21 @@ class Curriculum:
         named = [("glyphs", i) for i in range(self.n_glyphs)]
         named += [("digits", i) for i in range(self.n_digits)]
         drawn = [draw_setting(name, first + i, self.n_rounds) for name, i in named]
-        for name in ("glyphs", "digits"):
-            own = (draw_setting(name, first + i, self.n_rounds) for i in range(self.n_zoo))
+        zoo = {"tiny-imagenet": self.n_photos, "glyphs": self.n_zoo, "digits": self.n_zoo}
+        for name, n in zoo.items():
+            own = (draw_setting(name, first + i, self.n_rounds) for i in range(n))
             drawn += map(among_all_attacks, own)
-        return [replace(setting, representation=self.representation) for setting in drawn]
+        return [self._here(setting) for setting in drawn]
 
     def calm_settings(self) -> list[FederationSetting]:
         """Attack-free federations that the null distribution of updates is taken from."""
         if "fl" not in self.domains:
             return []
-        return calm_settings(
-            -(-self.n_glyphs // 8), -(-self.n_digits // 8), N_CALM_ROUNDS, self.seed
-        )
+        counts = (-(-n // 8) for n in (self.n_glyphs, self.n_digits, self.n_photos))
+        n_glyphs, n_digits, n_photos = counts
+        calm = calm_settings(n_glyphs, n_digits, N_CALM_ROUNDS, self.seed, n_photos=n_photos)
+        return [self._here(setting) for setting in calm]
+
+    def _here(self, setting: FederationSetting) -> FederationSetting:
+        data_dir = self.data_dir if setting.dataset in READ_FROM_FILES else None
+        return replace(setting, representation=self.representation, data_dir=data_dir)

@@ -68,7 +68,11 @@ HELD_OUT_FAMILIES = (
 )
 """Attacks of the arena that no weights ever learn from."""
 
-MODELS = {"digits": {"digits-cnn": 0.7, "digits-mlp": 0.3}, "glyphs": {"small-cnn": 1.0}}
+MODELS = {
+    "digits": {"digits-cnn": 0.7, "digits-mlp": 0.3},
+    "glyphs": {"small-cnn": 1.0},
+    "tiny-imagenet": {"cifar-cnn": 1.0},
+}
 """Networks of each data set, and how often each is drawn."""
 
 
@@ -100,6 +104,8 @@ class FederationSetting:
         So many of them are drawn for each profiled round; 0 = all.
     most_malicious : float
         Largest share of a round that is malicious; at most four clients unless it is above 0.4.
+    data_dir : str, optional
+        Folder of a data set that is read from files; no part of what the federation is.
     """
 
     seed: int
@@ -118,10 +124,12 @@ class FederationSetting:
     attacks: tuple[str, ...] = ATTACK_NAMES
     n_attacks: int = 0
     most_malicious: float = 0.4
+    data_dir: str | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Plain numbers for the manifest and the cache key."""
         facts = asdict(self)
+        del facts["data_dir"]
         once = {"attacks": ATTACK_NAMES, "n_attacks": 0, "most_malicious": 0.4}
         for name, value in once.items():  # as all once were: caches keep their names
             if getattr(self, name) == value:
@@ -139,13 +147,13 @@ def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSettin
     """
     rng = keyed(seed, 1)
     clients_per_round = int(rng.integers(6, 21 if dataset == "digits" else 13))
-    digits = dataset == "digits"
-    natural = not digits and rng.random() < 0.7
+    glyphs = dataset == "glyphs"
+    natural = glyphs and rng.random() < 0.7
     return FederationSetting(
         seed=seed,
         dataset=dataset,
         model=str(rng.choice(list(MODELS[dataset]), p=list(MODELS[dataset].values()))),
-        n_clients=int(clients_per_round * rng.integers(1, 4 if digits else 9)),
+        n_clients=int(clients_per_round * rng.integers(1, 9 if glyphs else 4)),
         clients_per_round=clients_per_round,
         n_rounds=n_rounds,
         alpha=0.0 if natural else float(np.exp(rng.uniform(np.log(0.2), np.log(10)))),
@@ -153,7 +161,7 @@ def draw_setting(dataset: str, seed: int, n_rounds: int = 8) -> FederationSettin
         n_clean=int(rng.integers(10, 21)),
         warm_rounds=int(rng.choice([0, 1, 2, 5, 10, 15])),
         leak=float(rng.choice([0.0, 0.0, 0.5, 1.0])),
-        partial=0.0 if digits else float(keyed(seed, 9).choice([0.0, 0.3, 0.6])),
+        partial=0.0 if not glyphs else float(keyed(seed, 9).choice([0.0, 0.3, 0.6])),
     )
 
 
@@ -241,14 +249,19 @@ class Federation:
     setting : FederationSetting
     detector : MetaShield
         What the inspector profiles and scores with.
+    suspects : bool
+        Whether the inspector remembers whom it doubted.
     """
 
-    def __init__(self, setting: FederationSetting, detector: MetaShield) -> None:
+    def __init__(
+        self, setting: FederationSetting, detector: MetaShield, *, suspects: bool = False
+    ) -> None:
         data = load(
             setting.dataset,
             n_clients=setting.n_clients,
             partition="dirichlet" if setting.alpha else "natural",
             alpha=setting.alpha or 1.0,
+            data_dir=setting.data_dir,
             n_clean=setting.n_clean,
             seed=setting.seed,
         )
@@ -259,7 +272,9 @@ class Federation:
         self.scratch = build_model(setting.model, data, setting.seed)
         self.arrays: Arrays = get_arrays(self.model)
         self.previous: Arrays | None = None
-        self.inspector = Inspector(self.scratch, data.clean, detector, seed=setting.seed)
+        self.inspector = Inspector(
+            self.scratch, data.clean, detector, seed=setting.seed, suspects=suspects
+        )
 
     def honest_round(self, server_round: int) -> None:
         """Train and aggregate one round that nobody looks at."""

@@ -74,6 +74,10 @@ _DEFAULTS: Mapping[str, tuple[str, TrainingConfig]] = {
         TrainingConfig(n_epochs=1, batch_size=10, lr=0.3, momentum=0.9, clip_norm=1.0),
     ),
     "cifar10": ("cifar-cnn", TrainingConfig(n_epochs=1, batch_size=20, lr=0.01, momentum=0.9)),
+    "tiny-imagenet": (
+        "cifar-cnn",
+        TrainingConfig(n_epochs=1, batch_size=20, lr=0.01, momentum=0.9),
+    ),
     "gtsrb": ("cifar-cnn", TrainingConfig(n_epochs=2, batch_size=20, lr=0.02, momentum=0.9)),
     "ag-news": (
         "news-averager",

@@ -111,6 +111,28 @@ def test_every_defence_is_asked_about_the_same_replies(cache: Path) -> None:
     assert (caught.malicious_rejected, caught.benign_rejected) == (1.0, 0.0)
 
 
+def test_the_perfect_defence_is_the_mean_of_the_benign_uploads(cache: Path) -> None:
+    recording = _recording(cache)
+    rows, recorded = replay(recording, "perfect"), recording.round(1)
+    benign = [p for p in recorded.uploads if p not in recorded.malicious]
+    sizes = [len(recording.task.data.clients[p]) for p in benign]
+    mean = averaged([recorded.uploads[p] for p in benign], sizes)
+    accuracy, asr = recording.task.evaluate(recording.task.new_model(), mean)
+    assert rows[0].accuracy == pytest.approx(accuracy, abs=0.011)
+    assert rows[0].asr == pytest.approx(asr, abs=0.011)
+    told = cell_of(rows)
+    assert (told.malicious_rejected, told.benign_rejected, told.malicious_vote) == (1.0, 0.0, 0.0)
+
+
+def test_a_recording_does_not_depend_on_the_defence_it_is_asked_for(cache: Path) -> None:
+    scenario = Scenario(**SMALL, attack="evasive", attack_options={"n_steps": 2})
+    plain = Recording(scenario, cache / "plain").round(1)
+    beside = Recording(scenario.with_(defense="multi_krum"), cache / "beside").round(1)
+    for partition, upload in plain.uploads.items():
+        for name, array in upload.items():
+            np.testing.assert_array_equal(array, beside.uploads[partition][name])
+
+
 def test_a_rule_that_changes_the_sent_model_is_not_asked_about_recorded_replies() -> None:
     assert is_replayable("shield")
     assert is_replayable("flame")
@@ -178,6 +200,20 @@ def test_standings_put_the_lowest_worst_case_first_and_forgive_mimics() -> None:
     assert shield.false_alarms == 0.02
     assert undefended.malicious_rejected is None
     assert undefended.accuracy_lost == pytest.approx(0.1)
+
+
+def test_success_counts_beyond_what_a_trigger_does_by_itself() -> None:
+    cells = [
+        _cell("iba", "flame", 0, worst_asr=1.0),
+        _cell("iba", "perfect", 0, worst_asr=0.9),
+        _cell("iba", "median", 0, worst_asr=0.8),
+        _cell("lp", "flame", 0, worst_asr=0.2),
+        _cell("lp", "perfect", 0, worst_asr=0.1),
+        _cell("lp", "median", 0, worst_asr=0.4),
+    ]
+    found = {s.defense: s.worst_excess for s in standings(cells)}
+    assert list(found) == ["perfect", "flame", "median"]
+    assert found == pytest.approx({"perfect": 0.0, "flame": 0.1, "median": 0.3})
 
 
 def test_a_grid_has_gaps_where_nothing_was_measured() -> None:

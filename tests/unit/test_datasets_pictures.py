@@ -34,17 +34,18 @@ def colours(n: int) -> NDArray[np.uint8]:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """A folder with photographs of four classes and with signs."""
+    """A folder with photographs of four classes, small and large, and with signs."""
     _write_photographs(tmp_path / "cifar10")
+    _write_photographs(tmp_path / "tiny_imagenet", side=64)
     _write_signs(tmp_path / "gtsrb")
     return tmp_path
 
 
-def _write_photographs(folder: Path, **changed: Any) -> None:
+def _write_photographs(folder: Path, side: int = 32, **changed: Any) -> None:
     files = []
     for colour in colours(N_PICTURES):
         stream = io.BytesIO()
-        picture = Image.fromarray(np.broadcast_to(colour, (32, 32, 3)).copy())
+        picture = Image.fromarray(np.broadcast_to(colour, (side, side, 3)).copy())
         picture.save(stream, "JPEG", quality=98, subsampling=0)
         files.append(stream.getvalue())
     arrays = {
@@ -74,7 +75,9 @@ def rows(data: FederatedData) -> list[bytes]:
     return [x.tobytes() for part in (*data.clients, data.test, data.clean) for x in part.x]
 
 
-@pytest.mark.parametrize(("name", "n_classes"), [("cifar10", 4), ("gtsrb", 43)])
+@pytest.mark.parametrize(
+    ("name", "n_classes"), [("cifar10", 4), ("tiny-imagenet", 4), ("gtsrb", 43)]
+)
 def test_photographs_are_shared_out_whole(name: str, n_classes: int, data_dir: Path) -> None:
     data = load(name, data_dir=data_dir, n_clients=5, n_clean=8)
     assert (data.kind, data.input_shape, data.n_classes) == ("image", (3, 32, 32), n_classes)
@@ -85,8 +88,9 @@ def test_photographs_are_shared_out_whole(name: str, n_classes: int, data_dir: P
     assert min(map(len, data.clients)) >= 10
 
 
-def test_every_photograph_keeps_its_label_and_its_colours(data_dir: Path) -> None:
-    data = load("cifar10", data_dir=data_dir / "cifar10", n_clients=4, n_clean=8)
+@pytest.mark.parametrize("name", ["cifar10", "tiny-imagenet"])
+def test_every_photograph_keeps_its_label_and_its_colours(name: str, data_dir: Path) -> None:
+    data = load(name, data_dir=data_dir / name.replace("-", "_"), n_clients=4, n_clean=8)
     for part in (*data.clients, data.test, data.clean):
         middle = part.x[:, :, 16, 16] * 255
         assert np.abs(middle[:, 1] + middle[:, 2] - 260).max() < 5
@@ -132,7 +136,13 @@ def test_a_cap_still_cuts_the_largest_clients(data_dir: Path) -> None:
 
 
 def test_usual_sizes_are_known_and_can_be_asked_for() -> None:
-    assert set(EXAMPLES_PER_CLIENT) == {"cifar10", "gtsrb", "ag-news", "cartpole"}
+    assert set(EXAMPLES_PER_CLIENT) == {
+        "cifar10",
+        "gtsrb",
+        "tiny-imagenet",
+        "ag-news",
+        "cartpole",
+    }
     data = load("digits", n_clients=5, examples_per_client=30)
     assert sum(map(len, data.clients)) == 150
     with pytest.raises(DatasetError, match="examples_per_client must be >= 1, got 0"):

@@ -29,6 +29,7 @@ from fl_shield.simulations.episodes.rounds import (
     ATTACK_NAMES,
     HELD_OUT_FAMILIES,
     MODELS,
+    ZOO,
     FederationSetting,
     among_all_attacks,
     draw_attack,
@@ -332,6 +333,20 @@ def test_calm_federations_are_none_of_the_sources() -> None:
     calm = curriculum.calm_settings()
     assert [s.dataset for s in calm] == ["glyphs", "digits", "digits"]
     assert not {s.seed for s in calm} & {s.seed for s in curriculum.federations()}
+
+
+def test_photographs_are_federated_where_they_are_given() -> None:
+    plain = Curriculum(domains=("fl",), n_victims=0, n_digits=2, n_glyphs=1)
+    more = replace(plain, n_photos=9, data_dir="somewhere")
+    added = more.federations()[3:]
+    assert {(f.dataset, f.model, f.data_dir) for f in added} == {
+        ("tiny-imagenet", "cifar-cnn", "somewhere")
+    }
+    assert all(f.attacks == ZOO for f in added)
+    assert "data_dir" not in added[0].manifest()
+    assert [s.dataset for s in more.calm_settings()].count("tiny-imagenet") == 2
+    with pytest.raises(ScenarioError, match="tiny_imagenet/"):
+        replace(plain, n_photos=1)
 
 
 def test_the_arena_adds_federations_that_never_see_the_held_out_families() -> None:

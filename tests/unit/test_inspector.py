@@ -227,6 +227,18 @@ def test_p_values_of_settled_rounds_are_those_of_the_log_odds_where_weights_have
     assert np.abs(found.p_values - standard.p_values).max() > 0.02
 
 
+def test_suspects_are_remembered_where_the_weights_are_calibrated_for_them(
+    toy_weights: Weights,
+) -> None:
+    nulls = {**toy_weights.nulls, ODDS_NULL: torch.linspace(-6, 6, 101)}
+    calibrated = MetaShield(replace(toy_weights, nulls=nulls))
+    plain = MetaShield(toy_weights)
+    assert Inspector(_network(), _clean(), calibrated).suspects is not None
+    assert Inspector(_network(), _clean(), plain).suspects is None
+    assert Inspector(_network(), _clean(), calibrated, suspects=False).suspects is None
+    assert Inspector(_network(), _clean(), plain, suspects=True).suspects is not None
+
+
 def test_reports_cannot_stop_a_round_of_weights_that_never_saw_inputs() -> None:
     shipped = MetaShield.from_pretrained("arena")
     assert not shipped.weights.knows_inputs
