@@ -198,6 +198,16 @@ class Inspector:
         return witness_evidence(self.detector.weights, reports, references)
 
     @property
+    def memory(self) -> tuple[Standing, ...]:
+        """Accepted updates of earlier rounds, one each, the oldest first."""
+        return tuple(self._memory)
+
+    def remember_all(self, updates: Standing) -> None:
+        """Take accepted updates of earlier rounds for this inspector's own, as after a restart."""
+        self._memory.clear()
+        self._memory.extend(updates.take(np.array([i])) for i in range(len(updates.distances)))
+
+    @property
     def is_settled(self) -> bool:
         """Whether updates of earlier rounds stand among the references."""
         return len(self._memory) > 0

@@ -9,7 +9,7 @@ shift this memory needs many identities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,15 @@ class Suspects:
     def __len__(self) -> int:
         """Clients remembered."""
         return len(self._by_client)
+
+    def known(self) -> Iterator[tuple[str, float, Mapping[str, Floats]]]:
+        """Every client that is remembered, its doubt and its directions; longest unseen first."""
+        for name, suspect in self._by_client.items():
+            yield name, suspect.doubt, suspect.directions
+
+    def restore(self, client: str, doubt: float, directions: Mapping[str, Floats]) -> None:
+        """Remember a client as :meth:`known` told of it."""
+        self._by_client[client] = _Suspect(directions=dict(directions), doubt=doubt)
 
     def add(
         self, clients: Sequence[str], points: Mapping[str, Floats], doubts: Sequence[float]

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fl_shield.errors import ShieldError
+from fl_shield.recollection import Recollection
 from fl_shield.strategies.nesting import nested
 from fl_shield.strategies.records import from_record, to_record
 from fl_shield.strategies.shield import ShieldedStrategy
@@ -68,12 +69,16 @@ def save_checkpoint(
     for name, moments in _moments(strategy):
         tensors.update({f"{name}/{key}": np.asarray(a) for key, a in moments.items()})
     shield = _shield(strategy)
+    recollection = shield.recollection_
+    tensors.update({f"inspector/{name}": a for name, a in recollection.arrays.items()})
     state = {
         "server_round": server_round,
         "order": list(model),
         "suspicion": shield.policy_.suspicion_,
         "evidence": shield.policy_.evidence_,
         "counts": {client: list(past) for client, past in shield.caps_.history_.items()},
+        "owners": recollection.owners,
+        "suspects": recollection.suspects,
     }
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +90,8 @@ def save_checkpoint(
 def load_checkpoint(path: Path | str, strategy: Strategy) -> Checkpoint:
     """Read a checkpoint and give the strategy its memory back.
 
-    The detector's own references are not kept: the first rounds simulate them anew.
+    With the same seed and the same clean examples the next round is judged as if nothing had
+    happened: reputations, evidence, references of earlier rounds and suspects are all back.
 
     Raises
     ------
@@ -96,6 +102,13 @@ def load_checkpoint(path: Path | str, strategy: Strategy) -> Checkpoint:
     shield = _shield(strategy)
     shield.policy_.suspicion_ = dict(state["suspicion"])
     shield.policy_.evidence_ = {name: tuple(p) for name, p in state.get("evidence", {}).items()}
+    shield.recall(
+        Recollection(
+            arrays=_under("inspector/", tensors),
+            owners=tuple(state.get("owners", ())),
+            suspects=tuple((name, doubt) for name, doubt in state.get("suspects", ())),
+        )
+    )
     shield.caps_.history_ = {
         client: deque(past, maxlen=HISTORY) for client, past in state["counts"].items()
     }

@@ -17,7 +17,9 @@ from torch import nn
 
 from fl_shield import __version__
 from fl_shield.errors import ShieldError
+from fl_shield.inspector import Inspector
 from fl_shield.policy import Mode, Policy
+from fl_shield.recollection import Recollection, recall, recollection_of
 from fl_shield.strategies.clean_data import CleanData, as_samples
 from fl_shield.strategies.intake import Intake, Refused, take_in
 from fl_shield.strategies.judgement import Judge, Judgement, evaluation_votes, votes
@@ -172,6 +174,7 @@ class ShieldedStrategy(Strategy):
         self._round = _Round()
         self._evaluation_sent: Sequence[Message] = ()
         self._opened: Judge | None = None
+        self._recalled: Recollection | None = None
         self._clips = divides_by_norm(strategy)
 
     @property
@@ -293,8 +296,11 @@ class ShieldedStrategy(Strategy):
 
     def _open(self, reference: Arrays) -> None:
         if self._opened is None:
+            inspector = self.inspector or self._new_inspector(reference)
+            if self._recalled is not None and isinstance(inspector, Inspector):
+                recall(inspector, self._recalled)
             self._opened = Judge(
-                inspector=self.inspector or self._new_inspector(reference),
+                inspector=inspector,
                 policy=self.policy_,
                 caps=self.caps_,
                 client_id=self.client_id,
@@ -309,8 +315,6 @@ class ShieldedStrategy(Strategy):
         return self._opened
 
     def _new_inspector(self, reference: Arrays) -> UpdateInspector:
-        from fl_shield.inspector import Inspector
-
         own = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
         sent = {name: a.shape for name, a in reference.items()}
         if own != sent:
@@ -320,6 +324,18 @@ class ShieldedStrategy(Strategy):
                 "differ in name or shape; start with ArrayRecord(model.state_dict())"
             )
         return Inspector(self.model, self.clean_data, self.detector, seed=self.seed)
+
+    @property
+    def recollection_(self) -> Recollection:
+        """What the inspector has learned from earlier rounds; nothing of one that is not ours."""
+        inspector = self.inspector if self._opened is None else self._opened.inspector
+        if isinstance(inspector, Inspector):
+            return recollection_of(inspector)
+        return self._recalled or Recollection()
+
+    def recall(self, recollection: Recollection) -> None:
+        """Give the inspector back what an earlier run had learned, when the next round opens."""
+        self._recalled, self._opened = recollection, None
 
     def _settings(self, reference: Arrays) -> dict[str, Any]:
         return {

@@ -36,7 +36,7 @@ CORE_ROWS = (
     ("witness", "judge"),
     ("judge_file",),
     ("inspector", "guard", "policy", "live_updates"),
-    ("live_suspicion", "live_rules"),
+    ("live_suspicion", "live_rules", "recollection"),
 )
 RANKS = {part: rank for rank, row in enumerate(CORE_ROWS) for part in row}
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "safetensors"}
