@@ -1,4 +1,4 @@
-"""What an inspector remembers, written down and read again: it judges as if nothing had happened."""
+"""What an inspector remembers, written down and read again: it judges as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _clean() -> Samples:
 def _round(seed: int) -> list[dict[str, NDArray[np.float32]]]:
     rng = np.random.default_rng(seed)
     return [
-        {n: a + rng.normal(size=a.shape).astype(np.float32) / 10 for n, a in GLOBAL.items()}
+        {n: (a + rng.normal(size=a.shape) / 10).astype(np.float32) for n, a in GLOBAL.items()}
         for _ in range(N_CLIENTS)
     ]
 
