@@ -184,6 +184,11 @@ class Shielded:
         return self._shield.run_id_
 
     @property
+    def verdicts(self) -> tuple[ClientVerdict, ...]:
+        """What it decided in the last round, and why."""
+        return self._shield.history_[-1].verdicts
+
+    @property
     def shield_seconds(self) -> float:
         """Time that the shield took for the last round."""
         return self._shield.history_[-1].shield_seconds

@@ -90,10 +90,21 @@ def _line(axes: Axes, name: str, group: Sequence[Entry], key: str) -> None:
         return
     values = np.array([[row[key] for row in entry["rounds"]] for entry in group])
     rounds = [row["server_round"] for row in group[0]["rounds"]]
-    label, colour = LABELS.get(name, name), colour_of(name)
+    label, colour = label_of(name), colour_of(name)
     style = "--" if name == "reference" else "-"
     axes.plot(rounds, values.mean(0), style, color=colour, label=label)
     axes.fill_between(rounds, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+
+
+def label_of(defense: str) -> str:
+    """What a defence's line is called: the same in every figure.
+
+    Examples
+    --------
+    >>> label_of("none")
+    'FedAvg'
+    """
+    return LABELS.get(defense, defense)
 
 
 def colour_of(defense: str) -> str:

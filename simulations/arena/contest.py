@@ -15,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fl_shield.simulations.arena.recording import VERSION, Recording, attack_digest
 from fl_shield.simulations.arena.replay import cell_of, replay
 from fl_shield.simulations.arena.tables import ArenaTable
@@ -22,6 +24,7 @@ from fl_shield.simulations.campaign import Campaign, OnEvent, weights_digest, wr
 from fl_shield.simulations.outcome import RoundRow
 from fl_shield.simulations.processes import HERE, Workers, as_done
 from fl_shield.simulations.scenario import Scenario
+from fl_shield.types import Floats, Ints
 
 CELLS_FOLDER, CLOSED_FOLDER = "cells", "closed"
 Entry = Mapping[str, Any]
@@ -71,6 +74,28 @@ class Contest:
         self._work(partial(judge_recorded, self.cache, folder), bouts, "attacks", told)
         paths = [cell_path(folder, judged) for bout in bouts for judged in bout]
         return [json.loads(path.read_text())["cell"] for path in paths]
+
+    def scored(self) -> dict[tuple[str, str], tuple[Ints, Floats]]:
+        """Labels and scores of every update that a defence scored, by attack and defence.
+
+        Rounds without an attacker, and attacks that upload what honest clients do, are left out.
+        """
+        found: dict[tuple[str, str], list[tuple[bool, float]]] = {}
+        for seed in self.seeds:
+            for attack in self.table.attacks:
+                for judged in self.table.contenders(attack, seed):
+                    file = json.loads(cell_path(self.out / CELLS_FOLDER, judged).read_text())
+                    clients = [c for row in file["rounds"] for c in row["clients"]]
+                    found.setdefault((attack, judged.defense), []).extend(
+                        (c["malicious"], c["score"])
+                        for c in clients
+                        if c["score"] is not None and not c["equals_honest"]
+                    )
+        return {
+            key: (np.array([m for m, _ in rows], np.int64), np.array([s for _, s in rows]))
+            for key, rows in found.items()
+            if {m for m, _ in rows} == {False, True}
+        }
 
     def closed(self, on_event: OnEvent | None = None) -> list[Entry]:
         """Train through FedAvg and the table's closed defences, and return the federations."""

@@ -1,4 +1,4 @@
-"""Heat maps of an arena: every attack against every defence at a glance."""
+"""Figures of an arena: heat maps of every attack against every defence, ROC curves by attack."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from sklearn.metrics import roc_curve
 
+from fl_shield.metrics import auroc
 from fl_shield.simulations.arena.summary import by_seeds
-from fl_shield.types import Floats
+from fl_shield.simulations.figures import OTHER_COLOURS, colour_of, label_of
+from fl_shield.types import Floats, Ints
 
 Entry = Mapping[str, Any]
 
@@ -35,6 +39,62 @@ def draw_maps(entries: Sequence[Entry], out: Path) -> list[Path]:
             paths.append(out / f"{figure.replace('_', '-')}.png")
             drawn.savefig(paths[-1])
     return paths
+
+
+MOST_CURVES = 6
+"""Defences with scores that a panel of ROC curves shows: the best by their mean AUC."""
+
+_COLUMNS = 5
+
+
+def roc_figure(scored: Mapping[tuple[str, str], tuple[Ints, Floats]]) -> Figure:
+    """Draw a panel of ROC curves for each attack, a line for each of the best defences.
+
+    One threshold holds for all rounds and seeds of an attack.
+
+    Parameters
+    ----------
+    scored : mapping of (attack, defence) to labels (n,) and scores (n,)
+        Of every update that was scored; 1 = malicious.
+    """
+    curves = {key: roc_curve(*found) for key, found in scored.items()}
+    attacks = list(dict.fromkeys(attack for attack, _ in curves))
+    shown = _coloured(_best(scored))
+    n_rows = -(-len(attacks) // _COLUMNS)
+    figure = Figure(figsize=(2.1 * _COLUMNS, 2.2 * n_rows + 0.5), layout="constrained", dpi=130)
+    panels = figure.subplots(n_rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    for attack, axes in zip(attacks, panels, strict=False):
+        for defense, colour in shown.items():
+            if (attack, defense) in curves:
+                false, true, _ = curves[attack, defense]
+                width = 2.2 if defense == "shield" else 1.1
+                axes.plot(false, true, color=colour, linewidth=width)
+        axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.6)
+        axes.set_title(attack, fontsize=8)
+        axes.tick_params(labelsize=7)
+    for axes in panels[len(attacks) :]:
+        axes.axis("off")
+    handles = [Line2D([], [], color=c, label=label_of(d)) for d, c in shown.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(shown), fontsize=8)
+    figure.supxlabel("benign updates at least as suspicious", fontsize=8)
+    figure.supylabel("malicious updates found", fontsize=8)
+    return figure
+
+
+def _coloured(defenses: Sequence[str]) -> dict[str, str]:
+    """Colours that differ, the shield's own first."""
+    spare = iter(OTHER_COLOURS)
+    return {d: colour_of(d) if d == "shield" else next(spare) for d in defenses}
+
+
+def _best(scored: Mapping[tuple[str, str], tuple[Ints, Floats]]) -> list[str]:
+    """Defences by their mean AUC over attacks, the shield first, at most MOST_CURVES."""
+    aucs: dict[str, list[float]] = {}
+    for (_, defense), (labels, scores) in scored.items():
+        aucs.setdefault(defense, []).append(auroc(labels, scores))
+    aucs.pop("weak_dp", None)  # norm clipping's scores
+    ranked = sorted(aucs, key=lambda d: (d != "shield", -float(np.mean(aucs[d]))))
+    return ranked[:MOST_CURVES]
 
 
 def _measured(entries: Sequence[Entry], figure: str) -> list[Entry]:

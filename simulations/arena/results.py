@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_shield.simulations.arena.contest import Contest
-from fl_shield.simulations.arena.figures import draw_maps
+from fl_shield.simulations.arena.figures import draw_maps, roc_figure
 from fl_shield.simulations.arena.summary import standings
 from fl_shield.simulations.campaign import versions, write_json
 
@@ -31,7 +31,16 @@ def write_results(
         writer = csv.DictWriter(file, fieldnames=list(recorded[0]))
         writer.writeheader()
         writer.writerows(recorded)
-    return [results, cells, *draw_maps(recorded, contest.out)]
+    return [results, cells, *draw_maps(recorded, contest.out), *_draw_rocs(contest)]
+
+
+def _draw_rocs(contest: Contest) -> list[Path]:
+    scored = contest.scored()
+    if not scored:
+        return []
+    path = contest.out / "roc.png"
+    roc_figure(scored).savefig(path)
+    return [path]
 
 
 def described(

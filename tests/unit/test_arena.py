@@ -14,7 +14,7 @@ from fl_shield.cli.arena import app
 from fl_shield.errors import ScenarioError
 from fl_shield.simulations.arena import recording as recording_module
 from fl_shield.simulations.arena.contest import Contest, cell_path
-from fl_shield.simulations.arena.figures import grid_of
+from fl_shield.simulations.arena.figures import grid_of, roc_figure
 from fl_shield.simulations.arena.recording import Recording, attack_digest, track_digest
 from fl_shield.simulations.arena.replay import cell_of, is_replayable, replay
 from fl_shield.simulations.arena.summary import standings
@@ -224,6 +224,20 @@ def test_a_grid_has_gaps_where_nothing_was_measured() -> None:
     assert values[0, 1] == 0.7
 
 
+def test_roc_curves_have_a_panel_an_attack_and_the_shield_first() -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.3, 0.9])
+    scored = {
+        (attack, defense): (labels, scores if defense == "flame" else -scores)
+        for attack in ("lp", "dba")
+        for defense in ("shield", "flame")
+    }
+    figure = roc_figure(scored)
+    titled = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titled == ["lp", "dba"]
+    assert [len(axes.lines) for axes in figure.axes[:2]] == [3, 3]  # and the diagonal
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["shield", "flame"]
+
+
 def test_every_table_can_be_planned_without_its_data() -> None:
     for table in TABLES.values():
         scenario = table.recorded(table.attacks[0], 0)
@@ -244,6 +258,7 @@ def test_a_contest_is_taken_up_where_it_stopped(tmp_path: Path) -> None:
     contest = Contest(table=table, seeds=(0,), out=tmp_path / "out", cache=tmp_path / "cache")
     first = contest.recorded()
     assert len(first) == 4
+    assert contest.scored() == {}  # neither has scores
     judged = table.recorded("model_replacement", 0).with_(defense="flame")
     path = cell_path(tmp_path / "out" / "cells", judged)
     written = json.loads(path.read_text())
