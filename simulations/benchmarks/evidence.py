@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def restarted(recording: Recording, at: int) -> dict[str, Rates]:
 
 def _after_restart(recording: Recording, at: int, how: str) -> Rates:
     stage, rows = _stage(recording), []
-    new: Callable[[], Shielded] = lambda: Shielded(stage.task, None, stage.names.__getitem__)  # noqa: E731
+    new = partial(Shielded, stage.task, None, stage.names.__getitem__)
     defense = new()
     for server_round in range(1, recording.scenario.n_rounds + 1):
         recorded = recording.round(server_round)
@@ -245,11 +246,12 @@ def measured(
     def recording(attack: str) -> Recording:
         return Recording(table.recorded(attack, seed), cache)
 
-    rounds = range(2, min(table.recorded("lp", seed).n_rounds, 6) + 1)
+    n_rounds = table.recorded("lp", seed).n_rounds
+    middle = n_rounds // 2 + 1
     found: dict[str, Any] = {}
     with quiet_flower():
         say("layers")
-        found["layers"] = layers_named(recording("lp"), rounds)
+        found["layers"] = layers_named(recording("lp"), range(2, middle + 1))
         for attack in ("badnets", "norm_clipped", "dba"):
             for how in REPORTS:
                 say(f"reports, {attack}, {how}")
@@ -257,9 +259,9 @@ def measured(
                 found.setdefault("reports", {}).setdefault(attack, {})[how] = told
         for attack in ("dba", "edge_case"):
             say(f"restarts, {attack}")
-            found.setdefault("restarts", {})[attack] = restarted(recording(attack), at=6)
+            found.setdefault("restarts", {})[attack] = restarted(recording(attack), at=middle)
         say("forgiveness")
-        found["forgiven"] = forgiven(recording("badnets"), until=4)
+        found["forgiven"] = forgiven(recording("badnets"), until=middle - 2)
     return found
 
 
