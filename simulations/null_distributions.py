@@ -204,6 +204,24 @@ def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
     return replace(weights, nulls={**weights.nulls, kind: quantiles(pooled)})
 
 
+def with_strictest_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
+    """Weights with a null distribution that holds in each group of scores (n,) by itself.
+
+    At every level it is the largest quantile of any group: plain log-odds differ in spread between
+    federations, and a pooled distribution would promise a mean over federations that no single
+    server sees. A null distribution of this kind that the weights have already counts half: under
+    a tight one more honest clients are doubted and resemble one another, so that the next one is
+    loose, and the other way round; the fixed point lies between. Without any score the weights
+    come back as they were.
+    """
+    groups = [quantiles(group) for group in scores if len(group)]
+    if not groups:
+        return weights
+    strictest = torch.stack(groups).amax(0)
+    before = weights.nulls.get(kind, strictest)
+    return replace(weights, nulls={**weights.nulls, kind: (before + strictest) / 2})
+
+
 def quantiles(values: Floats) -> Tensor:
     """Quantiles of a null distribution, as :class:`~fl_shield.weights.Weights` keeps them."""
     levels = (np.arange(N_NULL) + 0.5) / N_NULL

@@ -191,21 +191,23 @@ def _calibrate_inputs(weights: Weights, parts: Parts, seed: int) -> Weights:
 
 
 def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
-    from fl_shield.simulations.episodes.calm import CALM_NULLS, N_PASSES, calm_null
-    from fl_shield.simulations.null_distributions import with_null
+    from fl_shield.simulations.episodes.calm import N_PASSES, calm_null
+    from fl_shield.simulations.null_distributions import with_null, with_strictest_null
+    from fl_shield.weights import ODDS_NULL
 
     settings = curriculum.calm_settings()
     if not settings:
         return weights
     with counting_bars(console) as progress:
-        total = len(CALM_NULLS) * N_PASSES * len(settings)
+        kind, total = curriculum.calm_null, N_PASSES * len(settings)
         bar = progress.add_task("calibrating on attack-free federations", total=total)
-        for kind in (kind for kind in CALM_NULLS for _ in range(N_PASSES)):
+        for _ in range(N_PASSES):
             scores: list[Floats] = []
             for found in calm_null(settings, weights, workers, kind):
                 scores.append(found)
                 progress.advance(bar)
-            weights = with_null(weights, kind, scores)
+            with_scores = with_strictest_null if kind == ODDS_NULL else with_null
+            weights = with_scores(weights, kind, scores)
     return weights
 
 

@@ -31,8 +31,7 @@ loose a one. The second decides by that and counts.
 """
 
 CalmNull = Literal["updates", "log-odds of updates"]
-CALM_NULLS: tuple[CalmNull, ...] = ("updates", ODDS_NULL)
-"""Null distributions that calm federations give, in the order in which they are made."""
+"""Null distributions that calm federations give."""
 
 _MOST_ODDS = 30.0
 

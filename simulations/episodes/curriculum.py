@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fl_shield.errors import ScenarioError
-from fl_shield.simulations.episodes.calm import calm_settings
+from fl_shield.simulations.episodes.calm import CalmNull, calm_settings
 from fl_shield.simulations.episodes.pool_facts import DOMAINS, POOLS
 from fl_shield.simulations.episodes.population import VictimSetting, training_victims
 from fl_shield.simulations.episodes.rounds import (
@@ -14,6 +14,7 @@ from fl_shield.simulations.episodes.rounds import (
     draw_setting,
 )
 from fl_shield.types import Representation
+from fl_shield.weights import ODDS_NULL
 
 N_CALM_ROUNDS = 24
 """Rounds of an attack-free federation."""
@@ -127,12 +128,21 @@ class Curriculum:
             drawn += map(among_all_attacks, own)
         return [self._here(setting) for setting in drawn]
 
+    @property
+    def calm_null(self) -> CalmNull:
+        """Null distribution that attack-free federations give: that by which p-values are read."""
+        return ODDS_NULL if self.n_zoo or self.n_photos else "updates"
+
     def calm_settings(self) -> list[FederationSetting]:
-        """Attack-free federations that the null distribution of updates is taken from."""
+        """Attack-free federations that the null distribution of updates is taken from.
+
+        Plain log-odds differ more between federations than standardised ones: they take more.
+        """
         if "fl" not in self.domains:
             return []
-        counts = (-(-n // 8) for n in (self.n_glyphs, self.n_digits, self.n_photos))
-        n_glyphs, n_digits, n_photos = counts
+        one_in = 4 if self.calm_null == ODDS_NULL else 8
+        n_glyphs, n_digits = -(-self.n_glyphs // one_in), -(-self.n_digits // one_in)
+        n_photos = -(-self.n_photos // 5)
         calm = calm_settings(n_glyphs, n_digits, N_CALM_ROUNDS, self.seed, n_photos=n_photos)
         return [self._here(setting) for setting in calm]
 
