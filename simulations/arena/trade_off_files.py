@@ -84,5 +84,5 @@ def draw_trade_off(means: Sequence[Entry]) -> Figure:
         axes.grid(alpha=0.3)
     left.set_ylim(-3, 103)
     right.set_ylim(bottom=-0.5)
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, handlelength=3.5)
     return figure

@@ -333,6 +333,10 @@ def test_calm_federations_are_none_of_the_sources() -> None:
     calm = curriculum.calm_settings()
     assert [s.dataset for s in calm] == ["glyphs", "digits", "digits"]
     assert not {s.seed for s in calm} & {s.seed for s in curriculum.federations()}
+    assert curriculum.calm_null == "updates"
+    zoo = replace(curriculum, n_zoo=1)
+    assert zoo.calm_null == ODDS_NULL
+    assert len(zoo.calm_settings()) == 2 * len(calm)
 
 
 def test_photographs_are_federated_where_they_are_given() -> None:

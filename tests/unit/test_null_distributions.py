@@ -29,9 +29,10 @@ from fl_shield.simulations.null_distributions import (
     quantiles,
     refit,
     remembering,
+    with_strictest_null,
 )
 from fl_shield.types import Floats, Representation
-from fl_shield.weights import Weights, blank_weights
+from fl_shield.weights import ODDS_NULL, Weights, blank_weights
 
 POOLS = {"digits": "cv", "gtsrb": "cv", "sst2": "nlp", "cartpole": "rl", "acrobot": "rl"}
 
@@ -178,3 +179,17 @@ def _standard(weights: Weights, recording: Recording, n_shots: int) -> Floats:
     profiles = clean_profiles(recording, n_shots, weights.config.representation)
     adapted = Adapted(weights, profiles.references)
     return standardise(adapted.score(profiles.points).log_odds, adapted.reference_log_odds)
+
+
+def test_the_strictest_null_holds_in_every_group_and_meets_the_one_before_half_way() -> None:
+    rng = np.random.default_rng(0)
+    narrow, wide = rng.normal(size=400), 3 * rng.normal(size=400)
+    once = with_strictest_null(blank_weights(), ODDS_NULL, [narrow, np.zeros(0), wide])
+    null = once.null_for(ODDS_NULL, 0)
+    assert np.quantile(null, 0.98) >= np.quantile(wide, 0.98) - 0.1
+    assert np.quantile(null, 0.02) >= np.quantile(narrow, 0.02) - 0.1  # never below either
+    for group in (narrow, wide):
+        assert (group[:, None] > null[None, -20]).mean() <= 0.02 + 0.005
+    again = with_strictest_null(once, ODDS_NULL, [narrow + 2, wide + 2])
+    np.testing.assert_allclose(again.null_for(ODDS_NULL, 0), null + 1, atol=1e-5)
+    assert with_strictest_null(once, ODDS_NULL, [np.zeros(0)]) is once
