@@ -124,13 +124,16 @@ def _layer(name: str) -> str:
 
 
 def reports_told(recording: Recording, how: str, weights: str) -> Rates:
-    """What the shield finds where clients report activations in one of the ways of REPORTS."""
+    """What the shield finds where clients report activations in one of the ways of REPORTS.
+
+    ``most_added_to_...`` are the largest log-odds that a report added to an update's.
+    """
     task = recording.task
     detector = MetaShield.from_pretrained(weights)  # type: ignore[arg-type]
     inspector = Inspector(task.new_model(), task.data.clean, detector, seed=recording.scenario.seed)
     policy = Policy(fpr_budget=recording.scenario.fpr_budget)
     rejected: dict[bool, list[bool]] = {True: [], False: []}
-    aucs = []
+    aucs, added = [], {True: [0.0], False: [0.0]}
     for server_round in range(1, recording.scenario.n_rounds + 1):
         recorded = recording.round(server_round)
         names = [task.data.client_names[p] for p in recorded.uploads]
@@ -147,6 +150,10 @@ def reports_told(recording: Recording, how: str, weights: str) -> Rates:
             np.array([d.is_trusted for d in decided]), np.array([d.doubt for d in decided])
         )
         malicious = np.array([p in recorded.malicious for p in recorded.uploads])
+        if "report" in seen.view_names:
+            column = seen.view_scores[:, seen.view_names.index("report")]
+            for bad in (True, False):
+                added[bad].extend(column[malicious == bad].tolist())
         for bad, decision in zip(malicious, decided, strict=True):
             rejected[bool(bad)].append(decision.action is Action.DROP)
         if malicious.any():
@@ -155,6 +162,8 @@ def reports_told(recording: Recording, how: str, weights: str) -> Rates:
         "malicious_rejected": _share(rejected[True]),
         "benign_rejected": _share(rejected[False]),
         "auc": float(np.mean(aucs)) if aucs else None,
+        "most_added_to_malicious": max(added[True]),
+        "most_added_to_benign": max(added[False]),
     }
 
 
@@ -252,7 +261,7 @@ def measured(
     with quiet_flower():
         say("layers")
         found["layers"] = layers_named(recording("lp"), range(2, middle + 1))
-        for attack in ("badnets", "norm_clipped", "dba"):
+        for attack in ("badnets", "dba", "model_replacement"):
             for how in REPORTS:
                 say(f"reports, {attack}, {how}")
                 told = reports_told(recording(attack), how, "inputs")

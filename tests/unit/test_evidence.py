@@ -48,9 +48,14 @@ def test_named_layers_are_shares_of_attackers(cache: Path) -> None:
 def test_only_whoever_reports_can_be_told_by_it(cache: Path) -> None:
     recording = _recording(cache, "badnets")
     silent, honest = (reports_told(recording, how, "inputs") for how in ("none", "honest"))
-    assert silent.keys() == honest.keys() == {"malicious_rejected", "benign_rejected", "auc"}
+    assert silent.keys() == honest.keys()
     assert honest["auc"] is not None
     assert honest["auc"] > 0.5
+    assert silent["most_added_to_malicious"] == 0
+    scaled = reports_told(_recording(cache, "model_replacement"), "honest", "inputs")
+    added = scaled["most_added_to_malicious"]
+    assert added is not None
+    assert added > 0
 
 
 def test_a_checkpoint_makes_a_restart_invisible(cache: Path) -> None:
