@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fl_shield.aggregators.contract import Layout
-from fl_shield.attacks.evasive import Evasive
+from fl_shield.attacks.evasive import Evasive, Suspicion
 from fl_shield.detector import MetaShield
 from fl_shield.errors import ScenarioError
 from fl_shield.live_rules import LIVE_RULES, RuleSuspicion
@@ -219,7 +219,7 @@ def _suspicion(
     context: AttackContext,
     others: Sequence[Arrays],
     scenario: Scenario,
-) -> Any:
+) -> Suspicion:
     knows = trial.knowledge == "known"
     rng = keyed(trial.seed, _GUESSES, context.server_round, context.member)
     if isinstance(defense, Shielded):
@@ -232,9 +232,7 @@ def _suspicion(
             context, detector, rng, probes=scenario.probes, refresh=REFRESH, capped=False
         )
     beside = others if knows else guessed_uploads(context, rng)
-    return RuleSuspicion(
-        trial.defense, context.global_arrays, beside, middle=Evasive(penalty=trial.penalty).margin
-    )
+    return RuleSuspicion(trial.defense, context.global_arrays, beside, middle=Evasive().margin)
 
 
 def _reached(

@@ -22,7 +22,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,10 @@ def layers_named(recording: Recording, rounds: Sequence[int]) -> dict[str, float
         ``named``: share of malicious updates whose strongest view is of a poisoned layer;
         ``by_chance``: the mean share of layers that are poisoned; ``n``: updates counted.
     """
-    stage, defense, hits, shares = _opened(recording)
+    stage = _stage(recording)
+    defense = _shield(stage)
+    hits: list[bool] = []
+    shares: list[float] = []
     for server_round in range(1, max(rounds) + 1):
         recorded = recording.round(server_round)
         stage.play(defense, recorded)
@@ -94,14 +96,13 @@ def layers_named(recording: Recording, rounds: Sequence[int]) -> dict[str, float
     return {"named": float(np.mean(hits)), "by_chance": float(np.mean(shares)), "n": len(hits)}
 
 
-def _opened(recording: Recording) -> tuple[Stage, Shielded, list[bool], list[float]]:
-    stage = _stage(recording)
-    return stage, Shielded(stage.task, None, stage.names.__getitem__), [], []
-
-
 def _stage(recording: Recording) -> Stage:
     scenario = recording.scenario.with_(defense="shield")
     return Stage(replace(recording.task, scenario=scenario))
+
+
+def _shield(stage: Stage) -> Shielded:
+    return Shielded(stage.task, None, stage.names.__getitem__)
 
 
 def _poisoned_layers(stage: Stage, recorded: RecordedRound, partition: int) -> set[str]:
@@ -197,12 +198,11 @@ def restarted(recording: Recording, at: int) -> dict[str, Rates]:
 
 def _after_restart(recording: Recording, at: int, how: str) -> Rates:
     stage, rows = _stage(recording), []
-    new = partial(Shielded, stage.task, None, stage.names.__getitem__)
-    defense = new()
+    defense = _shield(stage)
     for server_round in range(1, recording.scenario.n_rounds + 1):
         recorded = recording.round(server_round)
         if server_round == at and how != "never":
-            before, defense = defense, new()
+            before, defense = defense, _shield(stage)
             if how == "checkpoint":
                 _hand_over(before, defense, recorded)
         row = stage.play(defense, recorded)
@@ -232,7 +232,8 @@ def forgiven(recording: Recording, until: int) -> dict[str, list[float | None]]:
     dict
         ``attackers`` and ``others``, one mean vote a round; None where none takes part.
     """
-    stage, defense, _, _ = _opened(recording)
+    stage = _stage(recording)
+    defense = _shield(stage)
     attackers = {p for r in range(1, until + 1) for p in recording.round(r).malicious}
     votes: dict[str, list[float | None]] = {"attackers": [], "others": []}
     for server_round in range(1, recording.scenario.n_rounds + 1):
