@@ -11,20 +11,13 @@ from fl_shield.simulations.datasets.femnist import read_femnist
 from fl_shield.simulations.datasets.glyphs import read_glyphs
 from fl_shield.simulations.datasets.gtsrb import gtsrb_parts
 from fl_shield.simulations.datasets.parts import Parts, PartsRequest, draw_parts
-from fl_shield.simulations.datasets.photographs import Album, read_album
+from fl_shield.simulations.datasets.photographs import read_album
+from fl_shield.simulations.datasets.tiny_imagenet import TINY_IMAGENET
 from fl_shield.simulations.pools.pool import EVERYONE, Pool
 from fl_shield.types import Samples
 
 N_WRITERS = 100
 """Writers of generated glyphs."""
-
-TINY_IMAGENET = Album(
-    name="tiny-imagenet",
-    folder="tiny_imagenet",
-    repository="zh-plus/tiny-imagenet",
-    held="valid",
-    side=64,
-)
 
 
 def digits_pool(request: PartsRequest) -> Pool:
