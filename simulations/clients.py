@@ -127,6 +127,8 @@ def malicious_upload(
         partition=partition,
         previous_arrays=previous_arrays,
     )
+    if scenario.attack == KNOWS_THE_RULE:
+        context = _knowing_the_rule(task, context)
     attack = ATTACKS[scenario.attack](**scenario.attack_options)
     with torch_seed(stream(scenario, "client", server_round, partition)):
         return attack(context)
@@ -141,29 +143,7 @@ def attack_context(
     partition: int,
     previous_arrays: Arrays | None = None,
 ) -> AttackContext:
-    """All that a malicious client knows in one round; attackers of a round pool their examples."""
-    context = plain_context(
-        task,
-        model,
-        global_arrays,
-        server_round=server_round,
-        partition=partition,
-        previous_arrays=previous_arrays,
-    )
-    knows = task.scenario.attack == KNOWS_THE_RULE
-    return _knowing_the_rule(task, context) if knows else context
-
-
-def plain_context(
-    task: FederatedTask,
-    model: nn.Module,
-    global_arrays: Arrays,
-    *,
-    server_round: int,
-    partition: int,
-    previous_arrays: Arrays | None = None,
-) -> AttackContext:
-    """What a malicious client knows in one round but for the server's rule."""
+    """What a malicious client knows in one round; attackers of a round pool their examples."""
     scenario = task.scenario
     members = malicious_clients(scenario)
     attacking = attackers(scenario, server_round)

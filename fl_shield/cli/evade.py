@@ -82,18 +82,8 @@ def evade(
         cache=cache,
         n_steps=steps,
     )
-    chosen = trials(words(defenses), numbers(seeds), _known(knowledge), _amounts(penalties))
+    chosen = trials(words(defenses), numbers(seeds), words(knowledge), _amounts(penalties))
     _conduct(trade_off, chosen)
-
-
-def _known(text: str) -> Sequence[Any]:
-    from fl_shield.errors import ScenarioError
-    from fl_shield.simulations.arena.adaptive import KNOWLEDGE
-
-    for word in words(text):
-        if word not in KNOWLEDGE:
-            raise ScenarioError(f"--knowledge must be some of {', '.join(KNOWLEDGE)}, got {word!r}")
-    return words(text)
 
 
 def _amounts(text: str) -> list[float]:

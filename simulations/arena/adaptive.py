@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +28,16 @@ from fl_shield.live_suspicion import guessed_suspicion, guessed_uploads, known_s
 from fl_shield.rng import keyed
 from fl_shield.simulations.arena.recording import RecordedRound, Recording
 from fl_shield.simulations.arena.replay import Stage
-from fl_shield.simulations.campaign import write_json
-from fl_shield.simulations.clients import REFRESH, plain_context, torch_seed
+from fl_shield.simulations.campaign import weights_digest, write_json
+from fl_shield.simulations.clients import REFRESH, attack_context, torch_seed
 from fl_shield.simulations.defenses import MAKE_DEFENSE, Defense, Shielded
 from fl_shield.simulations.outcome import ClientRow, RoundRow
 from fl_shield.simulations.scenario import Scenario, attackers, stream
 from fl_shield.types import Arrays, AttackContext, Floats
 
-Knowledge = Literal["guessed", "known"]
-KNOWLEDGE: tuple[Knowledge, ...] = ("guessed", "known")
+KNOWLEDGE = ("guessed", "known")
+"""How much attackers know of their round and of the server's secrets."""
+
 PENALTIES = (0.0, 0.03, 0.3, 3.0)
 """From an attacker who does not care what the rule thinks to one who cares for little else."""
 
@@ -61,7 +63,7 @@ class Trial:
     """
 
     defense: str
-    knowledge: Knowledge
+    knowledge: str
     penalty: float
     seed: int
 
@@ -121,13 +123,12 @@ class TradeOff:
 
     def conduct(self, trial: Trial) -> Mapping[str, Any]:
         """Run one trial, or read it where it is finished; returns its settings and figures."""
-        path = self.out / "trials" / f"{trial.name}.json"
+        scenario = self.scenario.with_(attack="evasive", attack_options={}, seed=trial.seed)
         facts = {**asdict(trial), "rounds": list(self.rounds), "n_steps": self.n_steps}
+        path = self._trial_path(scenario.with_(defense=trial.defense), trial.name, facts)
         if path.exists():
             found: dict[str, Any] = json.loads(path.read_text())
-            if facts.items() <= found.items():
-                return found
-        scenario = self.scenario.with_(attack="evasive", attack_options={}, seed=trial.seed)
+            return found
         recording = Recording(scenario, self.cache)
         reached = [_attacked(recording, trial, r, self.n_steps) for r in self.rounds]
         entry = {**facts, **_mean(reached)}
@@ -135,11 +136,17 @@ class TradeOff:
         write_json(path, entry)
         return entry
 
+    def _trial_path(self, scenario: Scenario, name: str, facts: Mapping[str, Any]) -> Path:
+        """File of one trial: its name, and a digest of all that it depends on."""
+        depends = [scenario.to_json(), weights_digest(scenario), facts]
+        digest = sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+        return self.out / "trials" / f"{name}-{digest}.json"
+
 
 def trials(
     defenses: Sequence[str],
     seeds: Sequence[int],
-    knowledge: Sequence[Knowledge] = KNOWLEDGE,
+    knowledge: Sequence[str] = KNOWLEDGE,
     penalties: Sequence[float] = PENALTIES,
 ) -> list[Trial]:
     """Every combination.
@@ -197,7 +204,7 @@ def _upload(
 ) -> Arrays:
     """What an attacker uploads who knows the rule."""
     task, server_round = stage.task, calm.server_round
-    context = plain_context(
+    context = attack_context(
         task,
         task.new_model(),
         calm.global_arrays,

@@ -41,7 +41,7 @@ from fl_shield.simulations.arena.recording import RecordedRound, Recording
 from fl_shield.simulations.arena.replay import Stage
 from fl_shield.simulations.arena.tables import TABLES, ArenaTable
 from fl_shield.simulations.campaign import versions, write_json
-from fl_shield.simulations.clients import plain_context, torch_seed
+from fl_shield.simulations.clients import attack_context, torch_seed
 from fl_shield.simulations.defenses import Shielded
 from fl_shield.simulations.outcome import RoundRow, rejection_rates
 from fl_shield.simulations.scenario import stream
@@ -108,7 +108,7 @@ def _shield(stage: Stage) -> Shielded:
 def _poisoned_layers(stage: Stage, recorded: RecordedRound, partition: int) -> set[str]:
     """Layers that LP's analysis of this client finds critical, as the attack itself does."""
     task, server_round = stage.task, recorded.server_round
-    context = plain_context(
+    context = attack_context(
         task,
         task.new_model(),
         recorded.global_arrays,
