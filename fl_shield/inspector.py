@@ -26,7 +26,7 @@ from fl_shield.probes import Probes, flip_evidence
 from fl_shield.profile import MIN_REFERENCES, Profiles
 from fl_shield.rng import keyed
 from fl_shield.stages import find_layers
-from fl_shield.suspects import Suspects, kinship_evidence
+from fl_shield.suspects import Suspects, first_doubts, kinship_evidence
 from fl_shield.training import get_arrays, set_arrays, train
 from fl_shield.types import (
     ActivationReport,
@@ -76,8 +76,13 @@ REFERENCE_TRAINING = TrainingConfig(n_epochs=2, batch_size=5, lr=0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """A round before it is scored: profiles by view, and evidence that only adds suspicion."""
+    """A round before it is scored: profiles by view, and evidence that only adds suspicion.
 
+    ``group`` are its updates and ``beside`` the references, before they were profiled.
+    """
+
+    group: Standing
+    beside: Standing
     points: Floats
     references: Floats
     names: tuple[str, ...]
@@ -169,6 +174,11 @@ class Inspector:
             found = found.raised(added)
         names = (*read.names, *evidence)
         believed = found.capped(most_by_view(names))
+        if self.suspects is not None:
+            names = (*names, "suspects")
+            doubts = first_doubts(self._p_values(adapted, found, believed))
+            found = found.raised(_kinship(self.suspects, doubts, read))
+            believed = found.capped(most_by_view(names))
         return Inspection(
             scores=believed.scores,
             p_values=self._p_values(adapted, found, believed),
@@ -261,9 +271,9 @@ class Inspector:
         evidence: dict[str, Floats] = {}
         if self.probes is not None:
             evidence["flips"] = flip_evidence([sketch.vectors for sketch in sketches])
-        if self.suspects is not None:
-            evidence["suspects"] = _kinship(self.suspects, group, references)
         return _Reading(
+            group=group,
+            beside=references,
             points=_put_back(both, core, outside),
             references=both.references,
             names=tuple(view.name for view in found),
@@ -342,8 +352,19 @@ def most_by_view(names: Sequence[str]) -> Floats:
     return np.array([MOST_BY_HEAD if name.startswith("head:") else np.inf for name in names])
 
 
-def _kinship(suspects: Suspects, group: Standing, references: Standing) -> Floats:
-    return kinship_evidence(
-        suspects.likeness(group.points, group.owners),
-        suspects.likeness(references.points, references.owners),
+def _kinship(suspects: Suspects, doubts: Floats, read: _Reading) -> Floats:
+    """What likeness to suspects adds to the log-odds, (n,), beside each one's own doubts (n,).
+
+    Whoever is in doubt is a suspect to the others of its round, so that attackers who come together
+    betray one another, already in the first round.
+    """
+    group, beside = read.group, read.beside
+    with_round = suspects.joined_by(group.owners, group.points, doubts.tolist())
+    earlier, now = (
+        kinship_evidence(
+            known.likeness(group.points, group.owners),
+            known.likeness(beside.points, beside.owners),
+        )
+        for known in (suspects, with_round)
     )
+    return np.maximum(earlier, now)

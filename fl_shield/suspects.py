@@ -1,10 +1,10 @@
-"""Likeness to updates that earlier rounds doubted: attackers of one backdoor resemble one another.
+"""Likeness to updates in doubt: attackers of one backdoor resemble one another.
 
 An honest client with unusual data is unusual in its own way. Clients that train the same backdoor
-push the same class under the same stamps, round after round; so an update that points where
-doubted updates of *other* clients pointed is more suspicious than one that is merely far away. A
-client is never compared with its own past, and each client is remembered once: whoever wants to
-shift this memory needs many identities.
+push the same class under the same stamps, in one round and in the next; so an update that points
+where doubted updates of *other* clients point, now or in earlier rounds, is more suspicious than
+one that is merely far away. A client is never compared with its own past, and each client is
+remembered once: whoever wants to shift this memory needs many identities.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ N_SUSPECTS = 48
 PRIOR = 1.0
 """Doubt that counts as seen without any likeness: one doubted update alone proves little."""
 
+FIRST_DOUBT = 0.2
+"""Largest p-value at first sight that puts an update in doubt for the others of its round."""
 
 TOLERANCE = 1.0
 """Standard deviations above the references that a likeness may lie without effect."""
@@ -84,14 +86,28 @@ class Suspects:
         doubts : sequence of float
             In [0, 1]; an update without doubt leaves what is known of its client as it is.
         """
+        self._put(clients, points, doubts)
+        for client in list(self._by_client)[: max(len(self) - N_SUSPECTS, 0)]:
+            del self._by_client[client]
+
+    def _put(
+        self, clients: Sequence[str], points: Mapping[str, Floats], doubts: Sequence[float]
+    ) -> None:
         for i, (client, doubt) in enumerate(zip(clients, doubts, strict=True)):
             if doubt <= 0 or not client:
                 continue
             self._by_client.pop(client, None)
             directions = {name: _directions(rows[i : i + 1])[0] for name, rows in points.items()}
             self._by_client[client] = _Suspect(directions=directions, doubt=float(doubt))
-        for client in list(self._by_client)[: max(len(self) - N_SUSPECTS, 0)]:
-            del self._by_client[client]
+
+    def joined_by(
+        self, clients: Sequence[str], points: Mapping[str, Floats], doubts: Sequence[float]
+    ) -> Suspects:
+        """Return these suspects and those of one more round, nobody forgotten; see :meth:`add`."""
+        both = Suspects()
+        both._by_client = dict(self._by_client)
+        both._put(clients, points, doubts)
+        return both
 
     def likeness(self, points: Mapping[str, Floats], clients: Sequence[str]) -> dict[str, Floats]:
         """Mean cosine with the doubted updates of other clients, weighted by doubt.
@@ -156,6 +172,18 @@ def kinship_evidence(own: Mapping[str, Floats], references: Mapping[str, Floats]
     spread = float(mean_references.std()) + FLOOR
     beyond: Floats = (mean_own - mean_references.mean()) / spread - TOLERANCE
     return (SLOPE * beyond).clip(0, MOST)
+
+
+def first_doubts(p_values: Floats) -> Floats:
+    """Doubt in [0, 1] that p-values (n,) at first sight leave: none from :data:`FIRST_DOUBT` on.
+
+    Examples
+    --------
+    >>> first_doubts(np.array([0.0, 0.05, 0.2, 0.9])).tolist()
+    [1.0, 0.75, 0.0, 0.0]
+    """
+    doubts: Floats = (1 - p_values / FIRST_DOUBT).clip(0, 1)
+    return doubts
 
 
 def _directions(rows: Floats) -> Floats:

@@ -204,22 +204,31 @@ def with_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
     return replace(weights, nulls={**weights.nulls, kind: quantiles(pooled)})
 
 
-def with_strictest_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
-    """Weights with a null distribution that holds in each group of scores (n,) by itself.
+def doubting_nobody(weights: Weights, kind: str) -> Weights:
+    """Weights with a null distribution by which every p-value is 1, to begin with."""
+    return replace(weights, nulls={**weights.nulls, kind: torch.full((N_NULL,), 1e6)})
 
-    At every level it is the largest quantile of any group: plain log-odds differ in spread between
-    federations, and a pooled distribution would promise a mean over federations that no single
-    server sees. A null distribution of this kind that the weights have already counts half: under
-    a tight one more honest clients are doubted and resemble one another, so that the next one is
-    loose, and the other way round; the fixed point lies between. Without any score the weights
-    come back as they were.
+
+def with_strictest_null(weights: Weights, kind: str, scores: Sequence[Floats]) -> Weights:
+    """Weights with a null distribution that holds in nine of ten groups of scores (n,), by itself.
+
+    At every level it is the largest quantile of any group, one in ten left out: plain log-odds
+    differ in spread between federations, and a pooled distribution would promise a mean over
+    federations that no single server sees. Where the same few clients come every round and two of
+    them are odd in the same way, no distribution holds, for nothing but time tells them from
+    attackers; such a group is spared.
+
+    A null distribution of this kind that the weights have already counts half: under a tight one
+    more honest clients are doubted and resemble one another, so that the next one is loose, and the
+    other way round; the fixed point lies between. Without any score the weights come back as they
+    were.
     """
     groups = [quantiles(group) for group in scores if len(group)]
     if not groups:
         return weights
-    strictest = torch.stack(groups).amax(0)
-    before = weights.nulls.get(kind, strictest)
-    return replace(weights, nulls={**weights.nulls, kind: (before + strictest) / 2})
+    held = torch.stack(groups).sort(0).values[-1 - len(groups) // 10]
+    before = weights.nulls.get(kind, held)
+    return replace(weights, nulls={**weights.nulls, kind: (before + held) / 2})
 
 
 def quantiles(values: Floats) -> Tensor:

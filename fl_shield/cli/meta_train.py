@@ -192,22 +192,28 @@ def _calibrate_inputs(weights: Weights, parts: Parts, seed: int) -> Weights:
 
 def _calibrate(weights: Weights, curriculum: Curriculum, workers: int) -> Weights:
     from fl_shield.simulations.episodes.calm import N_PASSES, calm_null
-    from fl_shield.simulations.null_distributions import with_null, with_strictest_null
+    from fl_shield.simulations.null_distributions import (
+        doubting_nobody,
+        with_null,
+        with_strictest_null,
+    )
     from fl_shield.weights import ODDS_NULL
 
     settings = curriculum.calm_settings()
     if not settings:
         return weights
     with counting_bars(console) as progress:
-        kind, total = curriculum.calm_null, N_PASSES * len(settings)
+        kind, by_odds = curriculum.calm_null, curriculum.calm_null == ODDS_NULL
+        in_force = doubting_nobody(weights, kind) if by_odds else weights
+        total = N_PASSES[kind] * len(settings)
         bar = progress.add_task("calibrating on attack-free federations", total=total)
-        for _ in range(N_PASSES):
+        for _ in range(N_PASSES[kind]):
             scores: list[Floats] = []
-            for found in calm_null(settings, weights, workers, kind):
+            for found in calm_null(settings, in_force, workers, kind):
                 scores.append(found)
                 progress.advance(bar)
-            with_scores = with_strictest_null if kind == ODDS_NULL else with_null
-            weights = with_scores(weights, kind, scores)
+            with_scores = with_strictest_null if by_odds else with_null
+            weights = in_force = with_scores(weights, kind, scores)
     return weights
 
 

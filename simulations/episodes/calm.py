@@ -9,7 +9,7 @@ that were doubted become suspects, and others resemble them: that is part of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -24,14 +24,15 @@ from fl_shield.simulations.processes import map_in_processes
 from fl_shield.types import Action, Floats
 from fl_shield.weights import ODDS_NULL, Weights
 
-N_PASSES = 2
-"""A null that is too tight drops more, so that the memory lacks more and benign log-odds rise;
-so the first pass, which decides by the null of tasks that everybody was remembered in, gives too
-loose a one. The second decides by that and counts.
-"""
-
 CalmNull = Literal["updates", "log-odds of updates"]
 """Null distributions that calm federations give."""
+
+N_PASSES: Mapping[CalmNull, int] = {"updates": 2, "log-odds of updates": 3}
+"""A null that is too tight drops more, so that the memory lacks more and benign log-odds rise. Of
+standardised log-odds, the first pass decides by the null of tasks that everybody was remembered in,
+gives too loose a one, and the second decides by that and counts. Of plain ones, nobody is doubted
+in the first pass, and the mean of three counts, the last for a half.
+"""
 
 _MOST_ODDS = 30.0
 
@@ -82,11 +83,11 @@ def calm_scores(setting: FederationSetting, weights: Weights, kind: CalmNull = "
         updates = federation.honest_updates(clients, server_round)
         if federation.diverged:
             break
-        seen = inspector.inspect(federation.arrays, updates, np.ones(len(updates)))
+        names = [str(client) for client in clients]  # suspects are told apart by name
+        seen = inspector.inspect(federation.arrays, updates, np.ones(len(updates)), None, names)
         if inspector.is_settled:
             odds = log_odds(seen.scores, limit=_MOST_ODDS)
             found.append(odds if kind == ODDS_NULL else seen.standard_scores)
-        names = [str(client) for client in clients]
         decided = policy.decide(names, list(seen.scores), list(seen.p_values))
         kept = np.array([d.action is Action.KEEP for d in decided])
         inspector.remember(kept, np.array([d.doubt for d in decided]))

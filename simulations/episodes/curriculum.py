@@ -19,7 +19,6 @@ from fl_shield.weights import ODDS_NULL
 N_CALM_ROUNDS = 24
 """Rounds of an attack-free federation."""
 
-
 READ_FROM_FILES = ("tiny-imagenet",)
 """Data sets of federations to learn from that are files beside the package."""
 

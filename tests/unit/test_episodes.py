@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from fl_shield.simulations.episodes.rounds import (
     partial_clients,
     simulate_federation,
 )
+from fl_shield.suspects import Suspects
 from fl_shield.types import TrainingConfig
 from fl_shield.weights import ODDS_NULL, Weights
 
@@ -317,6 +319,20 @@ def test_calm_rounds_give_finite_scores_of_settled_rounds(toy_weights: Weights) 
     assert np.corrcoef(odds, scores)[0, 1] > 0.9
     assert np.abs(odds - scores).max() > 0.01
     np.testing.assert_array_equal(again, scores)
+
+
+def test_calm_rounds_count_likeness_to_honest_clients_in_doubt(
+    toy_weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A null distribution without suspects would promise what a server with them does not keep."""
+    told: list[Sequence[str]] = []
+    monkeypatch.setattr(Suspects, "add", lambda self, clients, *_: told.append(clients))
+    setting = replace(FEDERATION, n_rounds=3, warm_rounds=0)
+    calm_scores(setting, toy_weights, ODDS_NULL)
+    assert len(told) == 3
+    for clients in told:  # a client without a name is not remembered
+        assert len(set(clients)) == setting.clients_per_round
+        assert all(clients)
 
 
 def test_calm_rounds_remember_what_the_shield_kept_only(toy_weights: Weights) -> None:

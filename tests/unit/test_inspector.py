@@ -414,6 +414,21 @@ def test_who_resembles_a_suspect_stands_out(toy_weights: Weights) -> None:
     assert (copied >= 0).all()
 
 
+def test_attackers_who_come_together_betray_one_another_at_once() -> None:
+    arena = MetaShield.from_pretrained("arena").weights
+    same = {name: a + np.float32(0.3) * np.sign(a) for name, a in GLOBAL.items()}
+    colluding, names = [*_round(N_CLIENTS - 2), same, same], [f"c{i}" for i in range(N_CLIENTS)]
+
+    def kinship(clients: list[str]) -> NDArray[Any]:
+        seen = _inspector(arena).inspect(GLOBAL, colluding, np.ones(N_CLIENTS), None, clients)
+        return np.asarray(seen.view_scores[:, seen.view_names.index("suspects")])
+
+    found = kinship(names)
+    assert (found[-2:] > found[:-2].max() + 0.5).all()
+    alone = kinship([*names[:-1], names[-2]])  # one client, twice: nobody resembles another
+    assert (alone[-2:] < found[-2:] - 0.5).all()
+
+
 def test_nobody_becomes_a_suspect_without_a_doubt(toy_weights: Weights) -> None:
     inspector = _inspector(toy_weights, probes=False, suspects=True)
     inspector.views(GLOBAL, _round(3), ["a", "b", "c"])

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from fl_shield.activations import Activations
-from fl_shield.calibration import standardise
+from fl_shield.calibration import standardise, task_p_values
 from fl_shield.detector import Adapted
 from fl_shield.meta import MetaConfig
 from fl_shield.profile import Profiles
@@ -23,6 +24,7 @@ from fl_shield.simulations.null_distributions import (
     NULL_SHOTS,
     calibrated,
     clean_profiles,
+    doubting_nobody,
     folds_of,
     input_null,
     one_a_network,
@@ -193,3 +195,20 @@ def test_the_strictest_null_holds_in_every_group_and_meets_the_one_before_half_w
     again = with_strictest_null(once, ODDS_NULL, [narrow + 2, wide + 2])
     np.testing.assert_allclose(again.null_for(ODDS_NULL, 0), null + 1, atol=1e-5)
     assert with_strictest_null(once, ODDS_NULL, [np.zeros(0)]) is once
+
+
+def test_one_federation_in_ten_does_not_set_the_strictest_null() -> None:
+    rng = np.random.default_rng(0)
+    calm = [rng.normal(size=300) for _ in range(9)]
+    odd = rng.normal(size=300) + 50
+    nine = with_strictest_null(blank_weights(), ODDS_NULL, [*calm[:8], odd])
+    ten = with_strictest_null(blank_weights(), ODDS_NULL, [*calm, odd])
+    assert np.quantile(nine.null_for(ODDS_NULL, 0), 0.5) > 40
+    assert np.quantile(ten.null_for(ODDS_NULL, 0), 0.99) < 10
+    levels = [np.quantile(group, 0.9) for group in calm]
+    assert np.quantile(ten.null_for(ODDS_NULL, 0), 0.9) == pytest.approx(max(levels), abs=0.05)
+
+
+def test_a_null_that_doubts_nobody() -> None:
+    weights = doubting_nobody(blank_weights(), ODDS_NULL)
+    assert (task_p_values(weights.null_for(ODDS_NULL, 0), np.array([-5.0, 5.0, 1e5])) == 1).all()

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_shield.suspects import MOST, N_SUSPECTS, PRIOR, Suspects, kinship_evidence
+from fl_shield.suspects import (
+    MOST,
+    N_SUSPECTS,
+    PRIOR,
+    Suspects,
+    first_doubts,
+    kinship_evidence,
+)
 from fl_shield.types import Floats
 
 
@@ -128,6 +135,33 @@ def test_bounded_and_blind_to_length(seed: int, scale: float, doubts: list[float
         np.testing.assert_allclose(
             values, suspects.likeness(longer, ["a", "x", ""])[view], atol=1e-9
         )
+
+
+def test_a_round_joins_the_suspects_for_a_while_and_nobody_is_forgotten() -> None:
+    suspects, asked = Suspects(), ["a", "new"]
+    suspects.add([f"old {i}" for i in range(N_SUSPECTS)], _round(N_SUSPECTS), [1.0] * N_SUSPECTS)
+    before = suspects.likeness(_round(2, seed=7), asked)
+    both = suspects.joined_by(["a", "b", ""], _round(3, seed=1), [1.0, 0.5, 1.0])
+    assert len(both) == N_SUSPECTS + 2  # whoever has no name cannot be remembered
+    assert len(suspects) == N_SUSPECTS
+    entries = [
+        (name, doubt, {view: rows[i] for view, rows in _round(n, seed=seed).items()})
+        for n, seed, names, doubts in (
+            (N_SUSPECTS, 0, [f"old {i}" for i in range(N_SUSPECTS)], [1.0] * N_SUSPECTS),
+            (3, 1, ["a", "b"], [1.0, 0.5]),
+        )
+        for i, (name, doubt) in enumerate(zip(names, doubts, strict=True))
+    ]
+    slow = _slow(entries, _round(2, seed=7), asked)
+    for view, values in both.likeness(_round(2, seed=7), asked).items():
+        np.testing.assert_allclose(values, slow[view], atol=1e-12)
+    after = suspects.likeness(_round(2, seed=7), asked)
+    assert all((before[view] == after[view]).all() for view in before)
+
+
+def test_first_doubts_by_hand() -> None:
+    found = first_doubts(np.array([1e-9, 0.1, 0.2, 1.0]))
+    np.testing.assert_allclose(found, [1.0, 0.5, 0.0, 0.0], atol=1e-8)
 
 
 def test_evidence_by_hand() -> None:
