@@ -138,6 +138,16 @@ _PICTURES = {
     "weights": "arena",
 }
 
+_LONE = {
+    **_PICTURES,
+    "n_clients": 100,
+    "warm_rounds": 30,
+    "malicious_fraction": 0.1,
+    "malicious_per_round": 1,
+}
+_THREE_IN_TEN = {**_LONE, "malicious_fraction": 0.3, "malicious_per_round": 3}
+_WITH_LP = ("lp", "badnets", "model_replacement")
+
 TABLES: Mapping[str, ArenaTable] = {
     table.name: table
     for table in (
@@ -218,28 +228,26 @@ TABLES: Mapping[str, ArenaTable] = {
         ArenaTable(
             name="lp",
             title="The published LP setting: 100 clients, 10 a round, a lone attacker in each",
-            base={
-                **_PICTURES,
-                "dataset": "femnist",
-                "n_clients": 100,
-                "warm_rounds": 30,
-                "malicious_fraction": 0.1,
-                "malicious_per_round": 1,
-            },
-            attacks=("lp", "badnets", "model_replacement"),
+            base={**_LONE, "dataset": "femnist"},
+            attacks=_WITH_LP,
         ),
         ArenaTable(
             name="lp-30",
             title="LP with 30 % of every round malicious",
-            base={
-                **_PICTURES,
-                "dataset": "femnist",
-                "n_clients": 100,
-                "warm_rounds": 30,
-                "malicious_fraction": 0.3,
-                "malicious_per_round": 3,
-            },
-            attacks=("lp", "badnets", "model_replacement"),
+            base={**_THREE_IN_TEN, "dataset": "femnist"},
+            attacks=_WITH_LP,
+        ),
+        ArenaTable(
+            name="lp-cifar10",
+            title="The published LP setting on CIFAR-10, with a small network",
+            base={**_LONE, "dataset": "cifar10"},
+            attacks=_WITH_LP,
+        ),
+        ArenaTable(
+            name="lp-30-cifar10",
+            title="LP with 30 % of every round malicious on CIFAR-10, with a small network",
+            base={**_THREE_IN_TEN, "dataset": "cifar10"},
+            attacks=_WITH_LP,
         ),
     )
 }

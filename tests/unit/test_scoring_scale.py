@@ -13,21 +13,16 @@ import pytest
 
 import fl_shield.simulations.benchmarks.scoring_scale as benchmark
 from fl_shield.aggregators import AGGREGATORS
-from fl_shield.simulations.benchmarks.scoring_scale import (
+from fl_shield.simulations.benchmarks import scoring_measures
+from fl_shield.simulations.benchmarks.scoring_measures import (
     LEAST_PARAMETERS,
     MEASURES,
-    Args,
     Replies,
-    bars,
-    exponents,
-    key_of,
-    main,
-    measured,
     network,
-    ratios,
-    reason_to_skip,
     shield,
 )
+from fl_shield.simulations.benchmarks.scoring_reading import bars, exponents, key_of, ratios
+from fl_shield.simulations.benchmarks.scoring_scale import Args, main, measured, reason_to_skip
 from fl_shield.strategies.records import CheckedReply, check_reply
 
 RULES = ("mean", "multi_krum", "flame", "flower_multi_krum")
@@ -104,12 +99,12 @@ def test_the_shield_reads_each_reply_once(monkeypatch: pytest.MonkeyPatch) -> No
         read.append(sum(a.size for a in checked.arrays.values()))
         return checked
 
-    monkeypatch.setattr(benchmark, "check_reply", counted)
+    monkeypatch.setattr(scoring_measures, "check_reply", counted)
     totals = {}
     for n in (4, 8):
         for size in (LEAST_PARAMETERS, 2 * LEAST_PARAMETERS):
             read.clear()
-            figures = shield(_args(), n, size, lambda: None)
+            figures = shield(0, n, size, lambda: None)
             assert len(read) == n + 3  # one to begin with, and two to simulate references beside
             assert set(read) == {figures["n_parameters"]}
             totals[n, size] = sum(read[3:]) / (n * figures["n_parameters"])
