@@ -19,6 +19,11 @@ from fl_shield.types import Floats
 N_SUSPECTS = 48
 """Clients whose latest doubted update is remembered; the longest unseen is forgotten first."""
 
+N_COMPANIONS = 256
+"""Updates in doubt that the others of a round are compared with, the most doubted: so that cost
+grows with clients, not with their square.
+"""
+
 PRIOR = 1.0
 """Doubt that counts as seen without any likeness: one doubted update alone proves little."""
 
@@ -103,10 +108,20 @@ class Suspects:
     def joined_by(
         self, clients: Sequence[str], points: Mapping[str, Floats], doubts: Sequence[float]
     ) -> Suspects:
-        """Return these suspects and those of one more round, nobody forgotten; see :meth:`add`."""
+        """Return all these suspects and the most doubted of one more round, see :meth:`add`.
+
+        At most :data:`N_COMPANIONS` of the round are taken, the first ones of equal doubt.
+        """
         both = Suspects()
         both._by_client = dict(self._by_client)
-        both._put(clients, points, doubts)
+        by_doubt = sorted(range(len(doubts)), key=lambda i: -doubts[i])
+        most = sorted(by_doubt[:N_COMPANIONS])
+        chosen = np.array(most, dtype=np.intp)
+        both._put(
+            [clients[i] for i in most],
+            {name: rows[chosen] for name, rows in points.items()},
+            [doubts[i] for i in most],
+        )
         return both
 
     def likeness(self, points: Mapping[str, Floats], clients: Sequence[str]) -> dict[str, Floats]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fl_shield.suspects import (
     MOST,
+    N_COMPANIONS,
     N_SUSPECTS,
     PRIOR,
     Suspects,
@@ -157,6 +158,14 @@ def test_a_round_joins_the_suspects_for_a_while_and_nobody_is_forgotten() -> Non
         np.testing.assert_allclose(values, slow[view], atol=1e-12)
     after = suspects.likeness(_round(2, seed=7), asked)
     assert all((before[view] == after[view]).all() for view in before)
+
+
+def test_of_a_large_round_the_most_doubted_join() -> None:
+    n = N_COMPANIONS + 10
+    doubts = np.linspace(0.1, 0.9, n)
+    both = Suspects().joined_by([f"c{i}" for i in range(n)], _round(n), doubts.tolist())
+    assert len(both) == N_COMPANIONS
+    assert min(doubt for _, doubt, _ in both.known()) == pytest.approx(doubts[10])
 
 
 def test_first_doubts_by_hand() -> None:
