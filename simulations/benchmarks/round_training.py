@@ -177,9 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
+    names = given.scenarios.split(",")
+    unknown = [name for name in names if name not in TABLES]
+    if unknown:
+        parser.error(f"--scenarios must be some of {', '.join(TABLES)}, got {unknown[0]!r}")
     torch.set_num_threads(1)
     found = []
-    for name in given.scenarios.split(","):
+    for name in names:
         table = TABLES[name]
         folder = Path(given.data_dir or "") / table.base["dataset"].replace("-", "_")
         if given.data_dir and folder.exists():  # some data sets are no files

@@ -59,3 +59,9 @@ def test_the_command_times_both_ways_and_writes_what_it_saw(tmp_path: Path) -> N
     assert found["seconds together"] > 0
     assert found["seconds of the probes"] > 0
     assert found["largest difference of a parameter"] < 1e-3
+
+
+def test_an_unknown_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--scenarios", "digits,nope", "--out", str(tmp_path / "out.json")])
+    assert "'nope'" in capsys.readouterr().err
